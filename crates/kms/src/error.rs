@@ -1,0 +1,45 @@
+//! Errors of a key service: each kind is a decision for the caller.
+
+use serde::{Deserialize, Serialize};
+
+/// What the caller can do about it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum KmsErrorKind {
+    /// The service did not answer: retry later (exit code 6).
+    Unreachable,
+    /// The principal may not do this (exit code 5).
+    Denied,
+    /// No such key, alias or grant (exit code 3).
+    NotFound,
+    /// The key is disabled (exit code 5).
+    Disabled,
+    /// The key is scheduled for deletion (exit code 5).
+    PendingDeletion,
+    /// The key cannot be used for this: asymmetric, wrong usage (exit code 5).
+    InvalidKeyUsage,
+    /// Not this service's ciphertext, damaged, or another encryption context (exit code 5).
+    InvalidCiphertext,
+    /// A parameter is wrong (exit code 2).
+    InvalidRequest,
+    /// The provider is not set up properly, or its store is damaged (exit code 1).
+    Misconfigured,
+}
+
+/// A failed call: which operation, on which key, under which request id, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("kms {operation} on {key}: {message} (request {request_id})")]
+pub struct KmsError {
+    /// What to decide by.
+    pub kind: KmsErrorKind,
+    /// The KMS action's name, for example `Decrypt`.
+    pub operation: &'static str,
+    /// The key as the caller named it, or its ARN once known.
+    pub key: String,
+    /// The state or reason in words; never key material.
+    pub message: String,
+    /// The id under which the audit log has this call.
+    pub request_id: String,
+    /// The cause, where there is one below.
+    #[source]
+    pub source: Option<std::io::Error>,
+}
