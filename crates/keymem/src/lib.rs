@@ -1,62 +1,49 @@
-//! Locked memory for keys. (Interface agreed; the pages behind it are being built.)
-#![allow(missing_docs, unreachable_pub)]
-use std::fmt;
+//! Locked memory for keys and for anything derived from them.
+//!
+//! A [`Secret`] is `N` bytes, a [`Locked`] any one value (round keys, say). Each has a mapping of its own:
+//!
+//! ```text
+//! +------------+---------------------------+------------+
+//! | guard page | zeros ......... the value | guard page |
+//! | PROT_NONE  | PROT_READ once it is made | PROT_NONE  |
+//! +------------+---------------------------+------------+
+//! ```
+//!
+//! What holds for the pages in the middle, each shown by a test against the running kernel:
+//! - never written to swap; if they cannot be locked there is an error and no secret;
+//! - absent from core dumps and from forked children;
+//! - with [`Backing::SecretMemory`] also out of reach of `/proc/PID/mem`, `ptrace` and every other access
+//!   through the kernel's own map of memory;
+//! - not writable after the value is made; a run over either end of the pages is a fault, not a leak;
+//! - overwritten with zeros before they are unmapped, whatever the way out (`Drop`, an error, a panic that
+//!   unwinds). `SIGKILL` and `abort` leave it to the kernel, which clears a page before anybody gets it.
+//!
+//! # What is not protected
+//!
+//! - **Registers.** A cipher works in them; the kernel saves them on its own stacks at every switch.
+//! - **Spill slots and temporaries** of code that works on an exposed value. [`Locked::new`] and
+//!   [`Secret::init`] scrub the stack below themselves; whoever computes with a key elsewhere calls
+//!   [`scrub_stack`] afterwards, which has limits of its own.
+//! - **Kernel buffers**: a key that comes through a pipe or a socket was in kernel memory on its way.
+//! - **Copies that a library makes**: of its input, in its own buffers and on its own heap.
+//! - **Root and the hypervisor**: root can read locked anonymous memory, load code into the kernel, or
+//!   attach to the process and make it read its own pages.
+//! - **Side channels** in time, cache and speculation.
+//!
+//! Called by `xts` (round keys), `kms` and `control` (data keys), and the binary ([`harden_process`]). It
+//! knows nothing of ciphers, volumes or files.
+#![deny(unsafe_code)]
 
-/// Length of a volume's data key in bytes: two AES-256 keys (design §4.1).
-pub const DATA_KEY_BYTES: usize = 64;
+mod error;
+mod locked;
+mod page;
+mod process;
+mod secret;
+mod stack;
 
-/// A volume's data key.
-pub type DataKey = Secret<DATA_KEY_BYTES>;
-
-/// `N` secret bytes in locked pages: not `Clone`, not `PartialEq`, redacted `Debug`, wiped on drop.
-pub struct Secret<const N: usize>(Locked<[u8; N]>);
-
-impl<const N: usize> Secret<N> {
-    /// Lets `fill` write the secret straight into locked memory (it sees zeros first).
-    pub fn init<E: From<KeyMemError>>(fill: impl FnOnce(&mut [u8; N]) -> Result<(), E>) -> Result<Self, E> {
-        let mut b = Box::new([0u8; N]);
-        fill(&mut b)?;
-        Ok(Self(Locked(b)))
-    }
-    /// Reads the secret in the scope of `read`.
-    pub fn expose<R>(&self, read: impl FnOnce(&[u8; N]) -> R) -> R {
-        read(&self.0.0)
-    }
-}
-impl<const N: usize> fmt::Debug for Secret<N> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Secret<{N}>(redacted)")
-    }
-}
-
-/// One value (round keys, say) in locked pages, wiped on drop; `Send + Sync` if `T` is.
-pub struct Locked<T>(Box<T>);
-impl<T> Locked<T> {
-    /// Moves what `make` returns into locked pages, and scrubs the stack that `make` used.
-    pub fn new(make: impl FnOnce() -> T) -> Result<Self, KeyMemError> {
-        Ok(Self(Box::new(make())))
-    }
-    /// Reads the value in the scope of `read`.
-    pub fn expose<R>(&self, read: impl FnOnce(&T) -> R) -> R {
-        read(&self.0)
-    }
-}
-impl<T> fmt::Debug for Locked<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Locked(redacted)")
-    }
-}
-
-/// Why locked memory could not be had, or the process not hardened.
-#[derive(Debug, thiserror::Error)]
-#[error("key memory: {step} failed")]
-pub struct KeyMemError {
-    pub step: &'static str,
-    #[source]
-    pub source: std::io::Error,
-}
-
-/// Makes the process undumpable (PR_SET_DUMPABLE 0, RLIMIT_CORE 0) and unable to gain privileges.
-pub fn harden_process() -> Result<(), KeyMemError> {
-    Ok(())
-}
+pub use error::KeyMemError;
+pub use locked::Locked;
+pub use page::{Backing, backing};
+pub use process::harden_process;
+pub use secret::{DATA_KEY_BYTES, DataKey, Secret};
+pub use stack::{SCRUBBED_STACK_BYTES, scrub_stack};
