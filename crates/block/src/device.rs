@@ -103,7 +103,11 @@ pub trait BlockLane: 'static {
 
     /// Tells that the content of `range` is no longer needed: each sector reads afterwards as before or
     /// as zeros. Any length up to the device's size; may do nothing.
-    fn discard(&self, range: SectorRange, durability: Durability) -> impl Future<Output = Result<(), BlockError>>;
+    fn discard(
+        &self,
+        range: SectorRange,
+        durability: Durability,
+    ) -> impl Future<Output = Result<(), BlockError>>;
 
     /// Makes every write acknowledged before the call durable. A failure is latched:
     /// [`BlockError::Latched`] from then on (design §4.5).
@@ -111,5 +115,9 @@ pub trait BlockLane: 'static {
 
     /// Appends to `extents` what is known of `range`, from its start, consecutive, none empty, covering
     /// at least the first sector and at most the range; stops early at `extents.capacity()`.
-    fn extents(&self, range: SectorRange, extents: &mut Vec<Extent>) -> impl Future<Output = Result<(), BlockError>>;
+    fn extents(
+        &self,
+        range: SectorRange,
+        extents: &mut Vec<Extent>,
+    ) -> impl Future<Output = Result<(), BlockError>>;
 }
