@@ -24,4 +24,27 @@ impl EncryptionContext {
     pub fn is_subset_of(&self, other: &Self) -> bool {
         self.0.iter().all(|(k, v)| other.0.get(k) == Some(v))
     }
+
+    /// Whether there are no pairs; a wrapped key is never bound to such a context.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Appends the canonical form that a wrapped key authenticates: the number of pairs, then for each pair, sorted
+    /// by the bytes of its name, name and value, each after its length. Numbers are 64 bits, little-endian.
+    pub fn append_canonical(&self, out: &mut Vec<u8>) {
+        let append_length =
+            |out: &mut Vec<u8>, length: usize| out.extend_from_slice(&(length as u64).to_le_bytes());
+        append_length(out, self.0.len());
+        for text in self.0.iter().flat_map(|(name, value)| [name, value]) {
+            append_length(out, text.len());
+            out.extend_from_slice(text.as_bytes());
+        }
+    }
+}
+
+impl FromIterator<(String, String)> for EncryptionContext {
+    fn from_iter<I: IntoIterator<Item = (String, String)>>(pairs: I) -> Self {
+        Self(pairs.into_iter().collect())
+    }
 }

@@ -25,6 +25,23 @@ pub enum KmsErrorKind {
     Misconfigured,
 }
 
+impl KmsErrorKind {
+    /// The error code that KMS's own interface and audit log have for this kind (ebs.md C.1, C.2).
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Unreachable => "DependencyTimeoutException",
+            Self::Denied => "AccessDeniedException",
+            Self::NotFound => "NotFoundException",
+            Self::Disabled => "DisabledException",
+            Self::PendingDeletion => "KMSInvalidStateException",
+            Self::InvalidKeyUsage => "InvalidKeyUsageException",
+            Self::InvalidCiphertext => "InvalidCiphertextException",
+            Self::InvalidRequest => "ValidationException",
+            Self::Misconfigured => "KMSInternalException",
+        }
+    }
+}
+
 /// A failed call: which operation, on which key, under which request id, and why.
 #[derive(Debug, thiserror::Error)]
 #[error("kms {operation} on {key}: {message} (request {request_id})")]

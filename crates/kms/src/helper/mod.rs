@@ -1,0 +1,215 @@
+//! Key calls in a short-lived child process (design §4.8).
+//!
+//! The process that serves I/O never talks to a KMS and never holds a key outside locked memory. It asks through
+//! [`HelperKms`], which for each call starts a helper (the same binary, a hidden subcommand that calls
+//! [`serve_helper`]), gives it one request, and takes one reply. The helper's own copies of a key go with its address
+//! space. `wire` documents the bytes, `exchange` runs the process, `child` is its side.
+
+mod child;
+mod exchange;
+mod wire;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use sealblk_keymem::DataKey;
+use serde::{Deserialize, Serialize};
+
+pub use self::child::{HelperError, serve_helper};
+use self::exchange::{Exchange, Fault};
+use self::wire::{Answer, Call, LENGTH_BYTES, Reply, Request};
+use crate::context::EncryptionContext;
+use crate::error::{KmsError, KmsErrorKind};
+use crate::local::{LocalKms, Scope};
+use crate::service::{DecryptRequest, Grant, GrantId, GrantRequest, KeyMetadata, Kms, Principal, WrappedKey};
+
+/// Which provider the helper opens, and how.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all_fields = "PascalCase", deny_unknown_fields)]
+pub enum ProviderConfig {
+    /// The embedded key store.
+    Local {
+        /// Its directory. Relative paths mean the same to the helper: it inherits the working directory.
+        dir: PathBuf,
+        /// What its ARNs carry.
+        scope: Scope,
+        /// Who the calls are made as.
+        caller: Principal,
+    },
+}
+
+impl ProviderConfig {
+    /// Opens the provider in this process.
+    fn open(&self) -> Result<Box<dyn Kms>, KmsError> {
+        match self {
+            Self::Local { dir, scope, caller } => {
+                Ok(Box::new(LocalKms::open(dir, scope.clone(), caller.clone())?))
+            }
+        }
+    }
+}
+
+/// A `Kms` that makes every call in a helper process of its own.
+///
+/// A helper that hangs is killed after `timeout` and is `Unreachable`; one that dies, or whose reply is not exactly
+/// one, is `Misconfigured`. Both name the program. Errors of the provider arrive as it raised them, their cause folded
+/// into the message. May be used from several threads at once; holds nothing between calls.
+#[derive(Clone, Debug)]
+pub struct HelperKms {
+    /// The program: this binary.
+    pub program: PathBuf,
+    /// Its arguments: the hidden subcommand. Never anything secret.
+    pub args: Vec<OsString>,
+    /// What the helper opens.
+    pub provider: ProviderConfig,
+    /// How long one call may take, from the start of the process to its end.
+    pub timeout: Duration,
+}
+
+impl Kms for HelperKms {
+    fn describe_key(&self, key: &str) -> Result<KeyMetadata, KmsError> {
+        self.ask(Call::DescribeKey { key: key.to_owned() }, |answer| match answer {
+            Answer::Key(metadata) => Some(metadata),
+            _ => None,
+        })
+    }
+
+    fn generate_data_key_without_plaintext(
+        &self,
+        key: &str,
+        context: &EncryptionContext,
+    ) -> Result<WrappedKey, KmsError> {
+        let call = Call::GenerateDataKeyWithoutPlaintext { key: key.to_owned(), context: context.clone() };
+        self.ask(call, wrapped_key)
+    }
+
+    fn decrypt(&self, request: &DecryptRequest<'_>) -> Result<DataKey, KmsError> {
+        let call = Call::Decrypt {
+            wrapped: request.wrapped.clone(),
+            key: request.key.to_owned(),
+            context: request.context.clone(),
+            grant: request.grant.map(|(id, grantee)| (id.clone(), grantee.clone())),
+        };
+        self.converse(call, |exchange, answer| match answer {
+            Answer::DataKey => read_key(exchange),
+            _ => Err(Fault::OtherAnswer),
+        })
+    }
+
+    fn re_encrypt(
+        &self,
+        wrapped: &WrappedKey,
+        from_context: &EncryptionContext,
+        to_key: &str,
+        to_context: &EncryptionContext,
+    ) -> Result<WrappedKey, KmsError> {
+        let call = Call::ReEncrypt {
+            wrapped: wrapped.clone(),
+            from_context: from_context.clone(),
+            to_key: to_key.to_owned(),
+            to_context: to_context.clone(),
+        };
+        self.ask(call, wrapped_key)
+    }
+
+    fn create_grant(&self, request: &GrantRequest) -> Result<Grant, KmsError> {
+        self.ask(Call::CreateGrant(request.clone()), |answer| match answer {
+            Answer::Grant(grant) => Some(grant),
+            _ => None,
+        })
+    }
+
+    fn retire_grant(&self, key: &str, grant: &GrantId) -> Result<(), KmsError> {
+        let call = Call::RetireGrant { key: key.to_owned(), grant: grant.clone() };
+        self.ask(call, |answer| matches!(answer, Answer::Retired).then_some(()))
+    }
+}
+
+impl HelperKms {
+    /// A call whose answer is all in the document.
+    fn ask<T>(&self, call: Call, pick: impl FnOnce(Answer) -> Option<T>) -> Result<T, KmsError> {
+        self.converse(call, |_, answer| pick(answer).ok_or(Fault::OtherAnswer))
+    }
+
+    /// One helper, one call. `take` gets the answer and may read what follows the document; the result counts only
+    /// once the helper has ended well.
+    fn converse<T>(
+        &self,
+        call: Call,
+        take: impl FnOnce(&mut Exchange<'_>, Answer) -> Result<T, Fault>,
+    ) -> Result<T, KmsError> {
+        let (operation, key) = call.subject();
+        let key = key.to_owned();
+        let outcome = self.try_converse(call, take);
+        outcome.unwrap_or_else(|fault| Err(self.describe(operation, key, &fault)))
+    }
+
+    /// The outer error is the helper's, the inner one the provider's.
+    fn try_converse<T>(
+        &self,
+        call: Call,
+        take: impl FnOnce(&mut Exchange<'_>, Answer) -> Result<T, Fault>,
+    ) -> Result<Result<T, KmsError>, Fault> {
+        let request = wire::encode(&Request::new(self.provider.clone(), call))?;
+        let mut exchange = Exchange::start(&self.program, &self.args, &request, self.timeout)?;
+        match read_reply(&mut exchange)? {
+            Reply::Ok(answer) => {
+                let value = take(&mut exchange, answer)?;
+                exchange.finish()?;
+                Ok(Ok(value))
+            }
+            Reply::Error(failure) => {
+                let error = failure.into_error().ok_or_else(|| {
+                    Fault::Garbage("an error of an operation that does not exist".to_owned())
+                })?;
+                exchange.finish()?;
+                Ok(Err(error))
+            }
+        }
+    }
+
+    fn describe(&self, operation: &'static str, key: String, fault: &Fault) -> KmsError {
+        let kind = match fault {
+            Fault::TimedOut(_) => KmsErrorKind::Unreachable,
+            _ => KmsErrorKind::Misconfigured,
+        };
+        KmsError {
+            kind,
+            operation,
+            key,
+            message: format!("the key helper {} {fault}", self.program.display()),
+            request_id: "none".to_owned(),
+            source: std::error::Error::source(fault).map(|cause| std::io::Error::other(cause.to_string())),
+        }
+    }
+}
+
+fn wrapped_key(answer: Answer) -> Option<WrappedKey> {
+    match answer {
+        Answer::WrappedKey(wrapped) => Some(wrapped),
+        _ => None,
+    }
+}
+
+fn read_reply(exchange: &mut Exchange<'_>) -> Result<Reply, Fault> {
+    let mut field = [0; LENGTH_BYTES];
+    if exchange.fill(&mut field)? != field.len() {
+        return Err(Fault::ShortReply("its reply's length", exchange.ending()?));
+    }
+    let mut json = vec![0; wire::announced_length(field).ok_or(Fault::HugeReply)?];
+    if exchange.fill(&mut json)? != json.len() {
+        return Err(Fault::ShortReply("its reply", exchange.ending()?));
+    }
+    // Not serde's message: it quotes what it read, which could be anything, a misplaced key too.
+    serde_json::from_slice(&json)
+        .map_err(|error| Fault::Garbage(format!("{:?} error at byte {}", error.classify(), error.column())))
+}
+
+/// The 64 bytes after the document, read from the pipe into locked memory.
+fn read_key(exchange: &mut Exchange<'_>) -> Result<DataKey, Fault> {
+    DataKey::init(|bytes| match exchange.fill(bytes)? {
+        sealblk_keymem::DATA_KEY_BYTES => Ok(()),
+        count => Err(Fault::ShortKey(count, exchange.ending()?)),
+    })
+}

@@ -1,0 +1,246 @@
+//! The files of the key store: where each is, who may write it when, and how it is read and written.
+//!
+//! ```text
+//! DIR/                 0700
+//!   lock               held exclusively by whoever changes a record
+//!   root.key           0600, 32 bytes: wraps every backing key
+//!   keys/UUID.json     one key: its metadata and its wrapped backing keys
+//!   aliases.json       alias name to key id
+//!   grants/UUID.json   the grants of one key
+//!   audit.log          0600, one JSON line per call
+//! ```
+//!
+//! A record is replaced whole (`sealblk-record`), so reading needs no lock: it sees the old state or the new one.
+//! Changing one is read, change, write under [`Store::lock`]; the file locks of one process's threads exclude each
+//! other as those of two processes do.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use sealblk_record::{Document, LockFile, RecordError, RecordFile};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::grants::GrantList;
+use super::material::{Material, MaterialError};
+use super::root_key::{self, RootKey, RootKeyError};
+use crate::service::KeyState;
+
+const GROUP_AND_WORLD_WRITE: u32 = 0o022;
+
+/// Why the store cannot be used. None of these is the caller's doing.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StoreError {
+    #[error("the key store {path} cannot be {action}")]
+    Io { path: PathBuf, action: &'static str, source: io::Error },
+    #[error("the key store {path} may be written by others (mode {mode:o}): make it 0700")]
+    Exposed { path: PathBuf, mode: u32 },
+    #[error("the key store's record {path} is that of another key, {id}")]
+    Misplaced { path: PathBuf, id: Uuid },
+    #[error("the key store's record {path} names no current material")]
+    NoMaterial { path: PathBuf },
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error(transparent)]
+    RootKey(#[from] RootKeyError),
+    #[error(transparent)]
+    Material(#[from] MaterialError),
+}
+
+/// The record `keys/UUID.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(super) struct KeyRecord {
+    pub(super) key_id: Uuid,
+    /// Seconds since the epoch.
+    pub(super) creation_date: f64,
+    pub(super) description: String,
+    pub(super) key_state: KeyState,
+    pub(super) key_manager: KeyManager,
+    pub(super) key_usage: String,
+    pub(super) key_spec: String,
+    /// Which of `materials` wraps; the others only unwrap.
+    pub(super) current_key_material_id: String,
+    pub(super) materials: Vec<Material>,
+}
+
+/// Who a key belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) enum KeyManager {
+    /// The user: may be disabled.
+    #[serde(rename = "CUSTOMER")]
+    Customer,
+    /// The store itself, behind `alias/aws/ebs`: may not.
+    #[serde(rename = "AWS")]
+    Aws,
+}
+
+/// The record `aliases.json`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(super) struct Aliases {
+    pub(super) aliases: BTreeMap<String, Uuid>,
+}
+
+impl Document for KeyRecord {
+    const FORMAT: &'static str = "sealblk-kms-key";
+    const VERSION: u32 = 1;
+}
+
+impl Document for Aliases {
+    const FORMAT: &'static str = "sealblk-kms-aliases";
+    const VERSION: u32 = 1;
+}
+
+/// The directory of a key store.
+#[derive(Debug)]
+pub(super) struct Store {
+    dir: PathBuf,
+    owner_uid: u32,
+}
+
+impl Store {
+    /// Creates what is missing of the directory and checks what is there.
+    pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
+        for path in [dir, &dir.join("keys"), &dir.join("grants")] {
+            create_private(path).map_err(io_error(path, "created"))?;
+        }
+        let metadata = fs::metadata(dir).map_err(io_error(dir, "looked at"))?;
+        let mode = metadata.permissions().mode() & 0o7777;
+        if mode & GROUP_AND_WORLD_WRITE != 0 {
+            return Err(StoreError::Exposed { path: dir.to_owned(), mode });
+        }
+        let store = Self { dir: dir.to_owned(), owner_uid: metadata.uid() };
+        store.check_root_key()?;
+        Ok(store)
+    }
+
+    /// The uid that the directory belongs to.
+    pub(super) fn owner_uid(&self) -> u32 {
+        self.owner_uid
+    }
+
+    pub(super) fn audit_log(&self) -> PathBuf {
+        self.dir.join("audit.log")
+    }
+
+    /// Waits for the lock that every change is made under.
+    pub(super) fn lock(&self) -> Result<LockFile, StoreError> {
+        Ok(LockFile::exclusive(self.dir.join("lock"))?)
+    }
+
+    /// The root key, which must exist by now.
+    pub(super) fn root_key(&self) -> Result<RootKey, StoreError> {
+        Ok(root_key::load(&self.root_key_path())?)
+    }
+
+    /// The root key, made at first use. The caller holds the lock.
+    pub(super) fn root_key_or_new(&self) -> Result<RootKey, StoreError> {
+        if !root_key::exists(&self.root_key_path())? && self.key_ids()?.is_empty() {
+            root_key::create(&self.root_key_path())?;
+        }
+        self.root_key()
+    }
+
+    /// The ids of all keys, sorted.
+    pub(super) fn key_ids(&self) -> Result<Vec<Uuid>, StoreError> {
+        let dir = self.dir.join("keys");
+        let unreadable = io_error(&dir, "listed");
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(&dir).map_err(&unreadable)? {
+            let name = entry.map_err(&unreadable)?.file_name();
+            let id = name.to_str().and_then(|name| name.strip_suffix(".json")).map(Uuid::try_parse);
+            ids.extend(id.and_then(Result::ok));
+        }
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    pub(super) fn key(&self, id: Uuid) -> Result<Option<KeyRecord>, StoreError> {
+        match absent_is_none(self.key_file(id).load())? {
+            Some(key) if key.key_id != id => {
+                Err(StoreError::Misplaced { path: self.key_path(id), id: key.key_id })
+            }
+            found => Ok(found),
+        }
+    }
+
+    pub(super) fn put_key(&self, key: &KeyRecord) -> Result<(), StoreError> {
+        Ok(self.key_file(key.key_id).store(key)?)
+    }
+
+    pub(super) fn aliases(&self) -> Result<Aliases, StoreError> {
+        Ok(absent_is_none(self.aliases_file().load())?.unwrap_or_default())
+    }
+
+    pub(super) fn put_aliases(&self, aliases: &Aliases) -> Result<(), StoreError> {
+        Ok(self.aliases_file().store(aliases)?)
+    }
+
+    pub(super) fn grants(&self, key: Uuid) -> Result<GrantList, StoreError> {
+        Ok(absent_is_none(self.grants_file(key).load())?.unwrap_or_default())
+    }
+
+    pub(super) fn put_grants(&self, key: Uuid, grants: &GrantList) -> Result<(), StoreError> {
+        Ok(self.grants_file(key).store(grants)?)
+    }
+
+    /// The material of `key` that wraps.
+    pub(super) fn current_material<'k>(&self, key: &'k KeyRecord) -> Result<&'k Material, StoreError> {
+        let current = |material: &&Material| material.key_material_id == key.current_key_material_id;
+        let missing = || StoreError::NoMaterial { path: self.key_path(key.key_id) };
+        key.materials.iter().find(current).ok_or_else(missing)
+    }
+
+    /// A root key that is exposed, cut short, or gone while keys depend on it is found before any call needs it.
+    fn check_root_key(&self) -> Result<(), StoreError> {
+        let path = self.root_key_path();
+        if root_key::exists(&path)? || !self.key_ids()?.is_empty() {
+            root_key::check(&path)?;
+        }
+        Ok(())
+    }
+
+    fn root_key_path(&self) -> PathBuf {
+        self.dir.join("root.key")
+    }
+
+    fn key_file(&self, id: Uuid) -> RecordFile<KeyRecord> {
+        RecordFile::new(self.key_path(id))
+    }
+
+    fn key_path(&self, id: Uuid) -> PathBuf {
+        self.dir.join("keys").join(format!("{id}.json"))
+    }
+
+    fn aliases_file(&self) -> RecordFile<Aliases> {
+        RecordFile::new(self.dir.join("aliases.json"))
+    }
+
+    fn grants_file(&self, key: Uuid) -> RecordFile<GrantList> {
+        RecordFile::new(self.dir.join("grants").join(format!("{key}.json")))
+    }
+}
+
+fn create_private(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        other => other,
+    }
+}
+
+fn absent_is_none<T>(loaded: Result<T, RecordError>) -> Result<Option<T>, StoreError> {
+    match loaded {
+        Ok(record) => Ok(Some(record)),
+        Err(RecordError::Missing { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn io_error(path: &Path, action: &'static str) -> impl Fn(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Io { path: path.clone(), action, source }
+}
