@@ -59,6 +59,16 @@ impl LockFile {
         }
     }
 
+    /// Whether somebody, in this process or another, holds the lock at `path`; never creates the file.
+    ///
+    /// A moment's truth, for showing to a human: whoever acts on it takes the lock instead.
+    ///
+    /// # Errors
+    /// [`RecordError::Io`]: the file cannot be opened or looked at.
+    pub fn is_held(path: impl AsRef<Path>) -> Result<bool, RecordError> {
+        wait_until_free(path, Duration::ZERO).map(|free| !free)
+    }
+
     /// The locked file.
     pub fn path(&self) -> &Path {
         &self.path
