@@ -1,0 +1,87 @@
+//! The x86-64 kernels: one algorithm (`sectors`), written over a vector of blocks (`vector`), in three widths.
+//!
+//! | file | register | blocks | needs |
+//! |---|---|---|---|
+//! | `aes_ni` | `xmm` | 1 | AES-NI, PCLMULQDQ |
+//! | `vaes_256` | `ymm` | 2 | AVX2, VAES, VPCLMULQDQ |
+//! | `vaes_512` | `zmm` | 4 | AVX-512F, VAES, VPCLMULQDQ |
+//!
+//! # What stays behind after a call
+//!
+//! Vector registers are cleared, and so are the encrypted tweaks on the stack. Round keys are read from locked
+//! memory, one register at a time, and never stored elsewhere. What the compiler spills is powers of tweaks (and
+//! in the narrow kernels, which have 16 registers, it does): they belong to the last sectors of the call, lie
+//! below the caller's frame until something else uses that stack, and tell neither key.
+
+mod aes_ni;
+mod schedule;
+mod sectors;
+mod vaes_256;
+mod vaes_512;
+mod vector;
+
+use sealblk_keymem::Locked;
+
+use crate::cipher::{Direction, HALF_BYTES};
+use crate::sectors::Sectors;
+use crate::{CipherError, Kernel};
+use schedule::RoundKeys;
+use sectors::Run;
+
+/// Expanded keys, and a kernel that this processor has.
+pub(crate) struct VectorCipher {
+    /// Set by [`VectorCipher::new`] alone, after [`is_available`] said yes.
+    kernel: Kernel,
+    keys: Locked<RoundKeys>,
+}
+
+impl VectorCipher {
+    /// # Errors
+    /// The processor lacks the kernel's instructions, or there is no locked memory.
+    pub(crate) fn new(
+        kernel: Kernel,
+        data: &[u8; HALF_BYTES],
+        tweak: &[u8; HALF_BYTES],
+    ) -> Result<Self, CipherError> {
+        if !is_available(kernel) {
+            return Err(CipherError::KernelUnavailable { kernel });
+        }
+        // SAFETY: every kernel of this module needs AES-NI, so the processor has it.
+        let keys = Locked::new(|| unsafe { RoundKeys::expand(data, tweak) })?;
+        Ok(Self { kernel, keys })
+    }
+
+    pub(crate) fn kernel(&self) -> Kernel {
+        self.kernel
+    }
+
+    /// Encrypts or decrypts `sectors`, the first of which has the tweak value `first_tweak`.
+    pub(crate) fn run(&self, direction: Direction, first_tweak: u128, sectors: Sectors<'_>) {
+        let run = Run::over(first_tweak, sectors);
+        // SAFETY: the processor has the kernel's instructions (`new` asked), and `run` is over slices borrowed
+        // until the end of this call.
+        self.keys.expose(|keys| unsafe {
+            match (self.kernel, direction) {
+                (Kernel::Vaes512, Direction::Encrypt) => vaes_512::encrypt(keys, run),
+                (Kernel::Vaes512, Direction::Decrypt) => vaes_512::decrypt(keys, run),
+                (Kernel::Vaes256, Direction::Encrypt) => vaes_256::encrypt(keys, run),
+                (Kernel::Vaes256, Direction::Decrypt) => vaes_256::decrypt(keys, run),
+                (Kernel::AesNi, Direction::Encrypt) => aes_ni::encrypt(keys, run),
+                (Kernel::AesNi, Direction::Decrypt) => aes_ni::decrypt(keys, run),
+                (Kernel::Portable, _) => unreachable!("`is_available` says no to it"),
+            }
+        });
+    }
+}
+
+/// Whether the processor and the operating system let `kernel` run. The standard library remembers the answer.
+pub(crate) fn is_available(kernel: Kernel) -> bool {
+    let aes = is_x86_feature_detected!("aes") && is_x86_feature_detected!("pclmulqdq");
+    let vaes = aes && is_x86_feature_detected!("vaes") && is_x86_feature_detected!("vpclmulqdq");
+    match kernel {
+        Kernel::Portable => false,
+        Kernel::AesNi => aes,
+        Kernel::Vaes256 => vaes && is_x86_feature_detected!("avx2"),
+        Kernel::Vaes512 => vaes && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("avx512f"),
+    }
+}
