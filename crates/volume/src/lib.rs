@@ -1,1 +1,30 @@
-//! placeholder
+//! The volume format: where plaintext meets ciphertext (docs/FORMAT.md).
+//!
+//! A [`VolumeRecord`] says what a volume is; its [`Access`] opens it on a device, with the data key if it
+//! is encrypted, and gives a [`Volume`], a `BlockDevice` of plaintext sectors. This crate never talks to a
+//! KMS: it is handed an unwrapped key in locked memory. Which volumes exist, who may attach them and when,
+//! is `sealblk-control`'s matter.
+#![forbid(unsafe_code)]
+
+mod cipher;
+mod directory;
+mod id;
+mod materialize;
+mod open;
+mod piece;
+mod record;
+mod seal;
+mod size;
+mod volume;
+mod wrapped;
+
+pub use cipher::{Cipher, NullCipher};
+pub use directory::{CreateDataError, VolumeDirectory};
+pub use id::{IdKind, MalformedId, ResourceId, SnapshotId, SnapshotKind, VolumeId, VolumeKind};
+pub use materialize::{MaterializeProgress, Materialized};
+pub use open::{Access, EncryptedVolume, OpenError, PlainVolume};
+pub use record::{Backing, Encryption, VolumeRecord, XtsEncryption};
+pub use seal::{Seal, SealError};
+pub use size::{SizeError, VolumeSize};
+pub use volume::{Volume, VolumeLane};
+pub use wrapped::{InvalidWrap, KmsKeyArn, WrappedDataKey};

@@ -1,0 +1,162 @@
+//! A volume's directory in the pool: the names in it, and its data file. Which volumes exist and what
+//! state they are in is `sealblk-control`'s matter.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::record::Backing;
+use crate::size::VolumeSize;
+
+/// `st_blocks` counts these, whatever the file system's block is.
+const STAT_BLOCK_BYTES: u64 = 512;
+
+/// The directory `volumes/vol-…` of one volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VolumeDirectory {
+    path: PathBuf,
+}
+
+impl VolumeDirectory {
+    /// The directory at `path`, which need not exist.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The record: a `RecordFile<VolumeRecord>`.
+    pub fn record_path(&self) -> PathBuf {
+        self.path.join("volume.json")
+    }
+
+    /// The data file of a volume whose backing is [`Backing::File`].
+    pub fn data_path(&self) -> PathBuf {
+        self.path.join("data")
+    }
+
+    /// The file that is locked while the volume is attached, or worked on offline.
+    pub fn lock_path(&self) -> PathBuf {
+        self.path.join("lock")
+    }
+
+    /// Where a volume's bytes are.
+    pub fn backing_path(&self, backing: &Backing) -> PathBuf {
+        match backing {
+            Backing::File {} => self.data_path(),
+            Backing::Path { path } => path.clone(),
+        }
+    }
+
+    /// Makes the data file: new, sparse, mode 0600, of exactly `size` bytes, durable with its name. An
+    /// existing file is an error, whatever is in it. When it fails, no file is left.
+    pub fn create_data(&self, size: VolumeSize) -> Result<(), CreateDataError> {
+        let path = self.data_path();
+        let failed = |source: io::Error| CreateDataError::from_io(&path, size, source);
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
+        let written = file.set_len(size.bytes()).and_then(|()| file.sync_all());
+        if let Err(source) = written.and_then(|()| File::open(&self.path)?.sync_all()) {
+            // The first error is the one to tell. A file that cannot be removed is found by the next create.
+            let _ = fs::remove_file(&path);
+            return Err(failed(source));
+        }
+        Ok(())
+    }
+
+    /// Bytes that the store has allocated for the volume: of a file what `stat` says, which may exceed the
+    /// size by metadata; of a block device `None`, for it does not say.
+    pub fn allocated_bytes(&self, backing: &Backing) -> io::Result<Option<u64>> {
+        let metadata = fs::metadata(self.backing_path(backing))?;
+        let is_device = metadata.file_type().is_block_device();
+        Ok((!is_device).then(|| metadata.blocks().saturating_mul(STAT_BLOCK_BYTES)))
+    }
+}
+
+/// Why the data file was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateDataError {
+    /// There is one already; it was not touched.
+    #[error("{path} exists already")]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file system is full, or takes no file of this size.
+    #[error("{path}: no space for a file of {size_bytes} bytes on this file system")]
+    NoSpace {
+        /// The file.
+        path: PathBuf,
+        /// The volume's size.
+        size_bytes: u64,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Anything else.
+    #[error("{path} could not be created")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl CreateDataError {
+    fn from_io(path: &Path, size: VolumeSize, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::AlreadyExists => Self::Exists { path },
+            io::ErrorKind::StorageFull | io::ErrorKind::FileTooLarge | io::ErrorKind::QuotaExceeded => {
+                Self::NoSpace { path, size_bytes: size.bytes(), source }
+            }
+            _ => Self::Io { path, source },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_new_data_file_is_sparse_private_and_of_the_exact_size() {
+        let temporary = tempfile::tempdir().expect("a directory");
+        let directory = VolumeDirectory::new(temporary.path());
+        let size = VolumeSize::from_bytes((1 << 30) + 512).expect("a size");
+        directory.create_data(size).expect("create");
+        let metadata = fs::metadata(directory.data_path()).expect("metadata");
+        assert_eq!(metadata.len(), size.bytes());
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+        let allocated =
+            directory.allocated_bytes(&Backing::File {}).expect("allocated").expect("a file says");
+        assert!(allocated < 1 << 20, "{allocated}");
+    }
+
+    #[test]
+    fn an_existing_data_file_is_not_touched() {
+        let temporary = tempfile::tempdir().expect("a directory");
+        let directory = VolumeDirectory::new(temporary.path());
+        fs::write(directory.data_path(), "precious").expect("write");
+        let error = directory.create_data(VolumeSize::MIN).expect_err("exists");
+        assert!(matches!(error, CreateDataError::Exists { .. }), "{error:?}");
+        assert_eq!(fs::read(directory.data_path()).expect("read"), b"precious");
+    }
+
+    #[test]
+    fn a_size_that_the_file_system_does_not_take_is_no_space() {
+        let failed = |kind: io::ErrorKind| {
+            CreateDataError::from_io(Path::new("/x/data"), VolumeSize::MIN, io::Error::from(kind))
+        };
+        assert!(matches!(failed(io::ErrorKind::FileTooLarge), CreateDataError::NoSpace { .. }));
+        assert!(matches!(failed(io::ErrorKind::StorageFull), CreateDataError::NoSpace { .. }));
+        assert!(matches!(failed(io::ErrorKind::PermissionDenied), CreateDataError::Io { .. }));
+    }
+}

@@ -1,0 +1,169 @@
+//! The volume's record, `volume.json` (docs/FORMAT.md): what a volume is, and how its bytes are read.
+//! Storing it is `sealblk-record`'s part; opening what it describes is `open.rs`'s.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use sealblk_record::Document;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::id::{SnapshotId, VolumeId};
+use crate::open::{Access, EncryptedVolume, PlainVolume};
+use crate::seal::{Seal, SealedFields};
+use crate::size::VolumeSize;
+use crate::wrapped::{KmsKeyArn, WrappedDataKey};
+
+/// The cipher's data unit: a sector.
+const DATA_UNIT_BYTES: u32 = 512;
+/// The tweak of sector 0.
+const TWEAK_ORIGIN: u64 = 0;
+
+/// What is known of one volume. A field that this version does not know makes the record unreadable: it
+/// may change what the bytes mean.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct VolumeRecord {
+    /// The volume's identifier, also its directory's name and its data key's encryption context.
+    pub volume_id: VolumeId,
+    /// Size as a client sees it. The backing may be longer.
+    pub size_bytes: VolumeSize,
+    /// When it was created.
+    pub create_time: Timestamp,
+    /// Where the bytes are.
+    pub backing: Backing,
+    /// What they are.
+    pub encryption: Encryption,
+    /// Whether TRIM and WRITE_ZEROES may give space back to the store (`false`: `--no-discard`).
+    pub discard: bool,
+    /// The snapshot that the data came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_id: Option<SnapshotId>,
+}
+
+impl Document for VolumeRecord {
+    const FORMAT: &'static str = "sealblk-volume";
+    const VERSION: u32 = 1;
+}
+
+/// Where a volume's bytes are.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "Type", deny_unknown_fields)]
+pub enum Backing {
+    /// The sparse file `data` in the volume's directory, which is deleted with the volume.
+    File {},
+    /// A file or block device elsewhere, which is not.
+    Path {
+        /// Absolute.
+        #[serde(rename = "Path", deserialize_with = "absolute_path")]
+        path: PathBuf,
+    },
+}
+
+/// How a volume's bytes are stored. There is no third state, and no default.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "Cipher", deny_unknown_fields)]
+pub enum Encryption {
+    /// As the client wrote them.
+    #[serde(rename = "none")]
+    Plain {},
+    /// AES-256-XTS over 512-byte sectors.
+    #[serde(rename = "aes-256-xts")]
+    Aes256Xts(XtsEncryption),
+}
+
+/// How an encrypted volume's bytes are stored.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct XtsEncryption {
+    /// The KMS key that wraps the data key.
+    pub kms_key_id: KmsKeyArn,
+    /// The data key, wrapped, with `{"aws:ebs:id": VolumeId}` as encryption context.
+    pub wrapped_key: WrappedDataKey,
+    /// Which volume's creation generated the data key: this volume's own, or for one restored from a
+    /// snapshot under the same key, its ancestor's.
+    pub lineage: VolumeId,
+    #[serde(deserialize_with = "only_512")]
+    data_unit_bytes: u32,
+    #[serde(deserialize_with = "only_0")]
+    tweak_origin: u64,
+    /// Written at the first attach, when the data key is first at hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    seal: Option<Seal>,
+}
+
+impl XtsEncryption {
+    /// A new volume's, not sealed yet.
+    pub fn new(kms_key_id: KmsKeyArn, wrapped_key: WrappedDataKey, lineage: VolumeId) -> Self {
+        Self {
+            kms_key_id,
+            wrapped_key,
+            lineage,
+            data_unit_bytes: DATA_UNIT_BYTES,
+            tweak_origin: TWEAK_ORIGIN,
+            seal: None,
+        }
+    }
+
+    /// The seal, once the volume was attached.
+    pub fn seal(&self) -> Option<&Seal> {
+        self.seal.as_ref()
+    }
+}
+
+impl VolumeRecord {
+    /// The two kinds of volume, each with its own way to open it: an encrypted one has no way without a
+    /// data key.
+    pub fn access(&self) -> Access<'_> {
+        match &self.encryption {
+            Encryption::Plain {} => Access::Plain(PlainVolume::new(self)),
+            Encryption::Aes256Xts(encryption) => Access::Encrypted(EncryptedVolume::new(self, encryption)),
+        }
+    }
+
+    /// What EC2 calls `KmsKeyId`: the key's ARN, for an encrypted volume.
+    pub fn kms_key_id(&self) -> Option<&KmsKeyArn> {
+        match &self.encryption {
+            Encryption::Plain {} => None,
+            Encryption::Aes256Xts(encryption) => Some(&encryption.kms_key_id),
+        }
+    }
+
+    /// What this record's seal covers, if it is `encryption`'s record.
+    pub(crate) fn sealed_fields(&self, encryption: &XtsEncryption) -> SealedFields {
+        SealedFields {
+            volume_id: self.volume_id,
+            size: self.size_bytes,
+            data_unit_bytes: encryption.data_unit_bytes,
+            tweak_origin: encryption.tweak_origin,
+            discard: self.discard,
+            lineage: encryption.lineage,
+        }
+    }
+
+    /// This record with `encryption` sealed by `seal`.
+    pub(crate) fn with_seal(&self, encryption: &XtsEncryption, seal: Seal) -> Self {
+        let sealed = XtsEncryption { seal: Some(seal), ..encryption.clone() };
+        Self { encryption: Encryption::Aes256Xts(sealed), ..self.clone() }
+    }
+}
+
+/// Relative paths would depend on who reads the record.
+fn absolute_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    let path = PathBuf::deserialize(deserializer)?;
+    if path.is_absolute() { Ok(path) } else { Err(D::Error::custom("a backing's Path is absolute")) }
+}
+
+fn only_512<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    match u32::deserialize(deserializer)? {
+        DATA_UNIT_BYTES => Ok(DATA_UNIT_BYTES),
+        other => Err(D::Error::custom(format_args!("DataUnitBytes is {other}; this version reads only 512"))),
+    }
+}
+
+fn only_0<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    match u64::deserialize(deserializer)? {
+        TWEAK_ORIGIN => Ok(TWEAK_ORIGIN),
+        other => Err(D::Error::custom(format_args!("TweakOrigin is {other}; this version reads only 0"))),
+    }
+}

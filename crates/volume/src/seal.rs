@@ -1,0 +1,162 @@
+//! The seal of an encrypted volume's record: proof, under the data key, that this is the key and that
+//! nobody changed what the volume's bytes mean (design §4.7, docs/FORMAT.md).
+//!
+//! It does not cover the wrapped key: the KMS authenticates that, and re-wrapping needs no plaintext. Keys
+//! derived here live in locked memory, and what computes with them runs where the stack is scrubbed.
+
+use std::fmt;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hkdf::Hkdf;
+use hmac::{Hmac, KeyInit, Mac};
+use sealblk_keymem::{DATA_KEY_BYTES, DataKey, KeyMemError, Locked};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::Sha256;
+use subtle::ConstantTimeEq;
+
+use crate::id::VolumeId;
+use crate::size::VolumeSize;
+
+/// First field of what the MAC covers: which kind of statement this is.
+const DOMAIN: &[u8] = b"sealblk-volume-seal";
+/// Version of the meaning of a volume's bytes and of this seal; not the record's, which may gain fields
+/// without a data key at hand.
+const LAYOUT_VERSION: u32 = 1;
+/// The one cipher of layout version 1.
+const CIPHER: &[u8] = b"aes-256-xts";
+/// HKDF info of the key check value.
+const KEY_CHECK_INFO: &[u8] = b"sealblk volume v1 key check";
+/// HKDF info of the MAC key.
+const MAC_INFO: &[u8] = b"sealblk volume v1 record mac";
+
+/// Bytes of a tag and of a derived key.
+const TAG_BYTES: usize = 32;
+
+/// A key check value and a MAC. Both are public: they tell nothing of the key to whom does not have it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct Seal {
+    /// Equal for equal data keys.
+    key_check: Tag,
+    /// Over the sealed fields.
+    mac: Tag,
+}
+
+/// 32 public bytes; in JSON base64.
+#[derive(Clone, PartialEq, Eq)]
+struct Tag([u8; TAG_BYTES]);
+
+/// Why a seal does not hold.
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    /// The record was sealed under another data key. Nothing is said of the other fields.
+    #[error("the unwrapped data key is not the one this volume was sealed with (key check value differs)")]
+    WrongKey,
+    /// The key is right, and a sealed field is not what it was.
+    #[error(
+        "the volume's record was changed after it was sealed: one of VolumeId, SizeBytes, Cipher, \
+         DataUnitBytes, TweakOrigin, Discard, Lineage is not what it was (MAC differs)"
+    )]
+    Tampered,
+    /// No locked memory for the derived keys.
+    #[error("the seal could not be computed")]
+    KeyMemory(#[from] KeyMemError),
+}
+
+/// The fields that decide what a volume's bytes mean.
+pub(crate) struct SealedFields {
+    pub(crate) volume_id: VolumeId,
+    pub(crate) size: VolumeSize,
+    pub(crate) data_unit_bytes: u32,
+    pub(crate) tweak_origin: u64,
+    pub(crate) discard: bool,
+    pub(crate) lineage: VolumeId,
+}
+
+impl SealedFields {
+    /// The MAC's input. Each field stands behind its length, so that no two records have one encoding.
+    fn encode(&self) -> Vec<u8> {
+        let volume_id = self.volume_id.to_string();
+        let lineage = self.lineage.to_string();
+        let fields: [&[u8]; 9] = [
+            DOMAIN,
+            &LAYOUT_VERSION.to_le_bytes(),
+            volume_id.as_bytes(),
+            &self.size.bytes().to_le_bytes(),
+            CIPHER,
+            &self.data_unit_bytes.to_le_bytes(),
+            &self.tweak_origin.to_le_bytes(),
+            &[u8::from(self.discard)],
+            lineage.as_bytes(),
+        ];
+        let mut encoded = Vec::new();
+        for field in fields {
+            let length = u32::try_from(field.len()).expect("every field is a few bytes");
+            encoded.extend_from_slice(&length.to_le_bytes());
+            encoded.extend_from_slice(field);
+        }
+        encoded
+    }
+}
+
+impl Seal {
+    /// Seals `fields` under the volume's data key.
+    pub(crate) fn new(key: &DataKey, fields: &SealedFields) -> Result<Self, KeyMemError> {
+        let key_check = Locked::new(|| key.expose(|key| expand(key, KEY_CHECK_INFO)))?;
+        let mac_key = Locked::new(|| key.expose(|key| expand(key, MAC_INFO)))?;
+        let encoded = fields.encode();
+        let mac = Locked::new(|| mac_key.expose(|mac_key| authenticate(mac_key, &encoded)))?;
+        Ok(Self { key_check: Tag(key_check.expose(|tag| *tag)), mac: Tag(mac.expose(|tag| *tag)) })
+    }
+
+    /// Checks the key first, then the fields, each in constant time.
+    pub(crate) fn verify(&self, key: &DataKey, fields: &SealedFields) -> Result<(), SealError> {
+        let expected = Self::new(key, fields)?;
+        if !bool::from(self.key_check.0.ct_eq(&expected.key_check.0)) {
+            return Err(SealError::WrongKey);
+        }
+        if !bool::from(self.mac.0.ct_eq(&expected.mac.0)) {
+            return Err(SealError::Tampered);
+        }
+        Ok(())
+    }
+}
+
+/// HKDF-SHA-256 (RFC 5869) without salt: the data key is uniform already.
+fn expand(key: &[u8; DATA_KEY_BYTES], info: &[u8]) -> [u8; TAG_BYTES] {
+    let mut derived = [0; TAG_BYTES];
+    Hkdf::<Sha256>::new(None, key).expand(info, &mut derived).expect("HKDF-SHA-256 gives up to 8160 bytes");
+    derived
+}
+
+/// HMAC-SHA-256 (RFC 2104).
+fn authenticate(key: &[u8; TAG_BYTES], message: &[u8]) -> [u8; TAG_BYTES] {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
+    mac.update(message);
+    mac.finalize().into_bytes().into()
+}
+
+impl fmt::Debug for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&STANDARD.encode(self.0))
+    }
+}
+
+impl Serialize for Tag {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Tag {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        STANDARD
+            .decode(String::deserialize(deserializer)?)
+            .ok()
+            .and_then(|bytes| bytes.try_into().ok())
+            .map(Self)
+            .ok_or_else(|| D::Error::custom("a seal's tag is 32 bytes in base64"))
+    }
+}
