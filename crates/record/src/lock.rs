@@ -12,9 +12,6 @@ use rustix::io::Errno;
 
 use crate::error::RecordError;
 
-/// How long a lock is tried again before it counts as held: longer than [`wait_until_free`] holds one to see
-/// that it is free.
-const PROBE_MS: u64 = 5;
 /// How often [`wait_until_free`] looks.
 const POLL_MS: u64 = 10;
 
@@ -37,13 +34,16 @@ impl LockFile {
     /// [`RecordError::Io`]: the file cannot be opened, created or locked.
     pub fn try_exclusive(path: impl Into<PathBuf>) -> Result<Option<Self>, RecordError> {
         let path = path.into();
-        for wait in [Some(Duration::from_millis(PROBE_MS)), None] {
-            match Self::lock(&path, FlockOperation::NonBlockingLockExclusive)? {
-                Some(locked) => return Ok(Some(locked)),
-                None => wait.into_iter().for_each(sleep),
+        loop {
+            if let Some(locked) = Self::lock(&path, FlockOperation::NonBlockingLockExclusive)? {
+                return Ok(Some(locked));
+            }
+            // Refused also while somebody only looks whether it is free, which takes a shared lock for a
+            // moment. A shared lock tells the two apart: only a holder refuses it.
+            if Self::is_held(&path)? {
+                return Ok(None);
             }
         }
-        Ok(None)
     }
 
     /// As [`try_exclusive`](Self::try_exclusive), but waits until the lock is free, however long.
