@@ -1,1 +1,32 @@
-//! placeholder
+//! The Network Block Device protocol, server side: a sans-I/O core and the lane that drives it.
+//!
+//! The core turns bytes into checked values and values into bytes: [`negotiation`] until the client has
+//! chosen the export, [`request`] and [`reply`] after. It knows no sockets, clocks or threads, and is what
+//! is fuzzed. [`serve_connection`] runs it over a stream and a [`sealblk_block::ByteDevice`];
+//! [`Server`] does so for every client of its listeners, each on a thread of its own.
+//!
+//! This crate knows nothing of keys, ciphers or volumes, and neither logs nor prints: what happened is
+//! returned, or told to the [`Events`] that the caller brings.
+
+#![forbid(unsafe_code)]
+
+mod baton;
+mod buffers;
+mod connection;
+mod export;
+mod inbox;
+mod lane;
+mod link;
+pub mod negotiation;
+mod options;
+mod outbox;
+pub mod reply;
+pub mod request;
+mod server;
+mod stop;
+pub mod wire;
+
+pub use connection::{ConnectionError, Ended, Limits, serve_connection};
+pub use export::{Export, ExportInfo, UnsendableString};
+pub use server::{ConnectionEvent, Events, Listener, Peer, ServeReport, Server};
+pub use stop::{StopSignal, Stopper};

@@ -1,0 +1,191 @@
+//! One connection from its first byte to its last: negotiation, then a lane.
+//!
+//! Generic over the stream, so that Unix sockets, TCP, TLS and a test's in-memory pipe are served by the
+//! same code. [`crate::server`] calls [`serve_connection`] on a thread of its own for each client.
+
+use std::future::poll_fn;
+use std::io;
+use std::time::Duration;
+
+use sealblk_block::{BlockDevice, BlockError, ByteDevice};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, timeout_at};
+
+use crate::export::{Export, ExportInfo};
+use crate::inbox::Inbox;
+use crate::lane::Lane;
+use crate::link::Link;
+use crate::negotiation::{self, Negotiation, Outcome};
+use crate::request;
+use crate::stop::StopSignal;
+
+/// How long a client may go on negotiating with a server that is shutting down.
+const NEGOTIATION_STOP_GRACE: Duration = Duration::from_millis(200);
+
+/// Bounds on what clients may cost.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Connections at a time; further ones are closed at once.
+    pub max_connections: usize,
+    /// Requests of one connection that may wait for storage at a time; at least 1. More are received only
+    /// when one of them is done.
+    pub workers: usize,
+    /// Bytes of data buffers of one connection; at least 32 MiB, the largest payload. A request that
+    /// does not fit waits, and with it everything behind it.
+    pub in_flight_bytes: usize,
+    /// From the first byte of the greeting to the end of the negotiation.
+    pub handshake: Duration,
+    /// From the order to stop to the moment when connections that are still open are cut.
+    pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 16,
+            workers: 32,
+            in_flight_bytes: 36 << 20,
+            handshake: Duration::from_secs(10),
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+/// An orderly end of a connection. Every accepted request was answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// The client ended the negotiation.
+    Aborted,
+    /// The client sent DISC.
+    Disconnected,
+    /// The client closed the stream between two messages.
+    EndOfStream,
+    /// The server is stopping.
+    Stopped,
+}
+
+/// What ended a connection out of order. No request was carried out in part.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// The stream ended within a message.
+    #[error("the client closed the connection within a message")]
+    Truncated,
+    /// The negotiation took too long.
+    #[error("the client did not finish the negotiation in time")]
+    HandshakeTimeout,
+    /// The client broke the rules of the negotiation.
+    #[error("negotiation")]
+    Negotiation(#[from] negotiation::Violation),
+    /// The client broke the rules of transmission.
+    #[error("transmission")]
+    Request(#[from] request::Violation),
+    /// The stream failed.
+    #[error("socket")]
+    Socket(#[source] io::Error),
+    /// The device could not be opened for this connection.
+    #[error("opening the device for a connection")]
+    Open(#[source] BlockError),
+}
+
+/// Serves one client over `stream` until either side ends it.
+///
+/// Must run on a current-thread runtime with time (and I/O, if `stream` or the device needs it) where
+/// local tasks can be spawned: a `LocalSet` or a `LocalRuntime`. The device's lane is opened when the
+/// client has chosen the export, and not before. Dropping the future cuts the connection.
+pub async fn serve_connection<S, D>(
+    stream: S,
+    device: &ByteDevice<D>,
+    info: &ExportInfo,
+    limits: &Limits,
+    stop: StopSignal,
+) -> Result<Ended, ConnectionError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    D: BlockDevice,
+{
+    let export = Export::new(info.clone(), device.geometry());
+    let workers = limits.workers.max(1);
+    let mut handshake = Handshake {
+        stream,
+        inbox: Inbox::new(),
+        deadline: Instant::now() + limits.handshake,
+        stop: stop.clone(),
+        stopping: false,
+    };
+    let mut negotiation = Negotiation::new(&export);
+    match handshake.negotiate(&mut negotiation).await? {
+        Outcome::Aborted => {
+            // The client may be gone without waiting for its ACK; that is its right.
+            let _ = handshake.send(negotiation.replies()).await;
+            Link::new(handshake.stream, handshake.inbox).close().await;
+            Ok(Ended::Aborted)
+        }
+        Outcome::Transmission => {
+            let lane = device.open_lane(workers).map_err(ConnectionError::Open)?;
+            handshake.send(negotiation.replies()).await?;
+            let link = Link::new(handshake.stream, handshake.inbox);
+            Lane::new(lane, export, link, limits).run(workers, stop).await
+        }
+    }
+}
+
+/// The I/O of a negotiation, under its deadline.
+struct Handshake<S> {
+    stream: S,
+    inbox: Inbox,
+    deadline: Instant,
+    stop: StopSignal,
+    stopping: bool,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Handshake<S> {
+    /// Talks until the negotiation ends. The last replies are left to the caller, who may have to do
+    /// something before the client learns of its success.
+    async fn negotiate(&mut self, negotiation: &mut Negotiation<'_>) -> Result<Outcome, ConnectionError> {
+        loop {
+            self.send(negotiation.replies()).await?;
+            if self.inbox.unread().is_empty() {
+                self.receive(negotiation).await?;
+            }
+            let fed = negotiation.feed(self.inbox.unread())?;
+            self.inbox.consume(fed.consumed);
+            if let Some(outcome) = fed.ended {
+                return Ok(outcome);
+            }
+        }
+    }
+
+    /// Sends `replies` and empties them.
+    async fn send(&mut self, replies: &mut Vec<u8>) -> Result<(), ConnectionError> {
+        let sending = async {
+            self.stream.write_all(replies).await?;
+            self.stream.flush().await
+        };
+        let sent = timeout_at(self.deadline, sending).await;
+        replies.clear();
+        sent.map_err(|_| ConnectionError::HandshakeTimeout)?.map_err(ConnectionError::Socket)
+    }
+
+    /// Receives more bytes. A server that begins to stop says so to each further option, and gives the
+    /// client a moment to take it in.
+    async fn receive(&mut self, negotiation: &mut Negotiation<'_>) -> Result<(), ConnectionError> {
+        loop {
+            let fill = poll_fn(|context| self.inbox.poll_fill(&mut self.stream, context));
+            tokio::select! {
+                filled = timeout_at(self.deadline, fill) => {
+                    return match filled {
+                        Ok(Ok(0)) => Err(ConnectionError::Truncated),
+                        Ok(Ok(_)) => Ok(()),
+                        Ok(Err(error)) => Err(ConnectionError::Socket(error)),
+                        Err(_) => Err(ConnectionError::HandshakeTimeout),
+                    };
+                }
+                () = self.stop.draining(), if !self.stopping => {
+                    self.stopping = true;
+                    negotiation.shut_down();
+                    self.deadline = self.deadline.min(Instant::now() + NEGOTIATION_STOP_GRACE);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Replies that are finished and not yet sent: many leave in one write, header and data together.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use sealblk_block::Buffer;
+use tokio::io::AsyncWrite;
+
+use crate::buffers::Buffers;
+use crate::wire::SIMPLE_REPLY_BYTES;
+
+/// Pieces in one vectored write: the replies to 64 reads. The kernel would take 1024; more than this
+/// saves nothing, for the calls are already few, and the array is set up anew for each.
+const PIECES: usize = 128;
+/// Bytes after which replies are sent although more requests are at hand: the client gets to work, and
+/// the buffers are hot when they are used again.
+const PROMPT_BYTES: usize = 256 << 10;
+/// Replies after which no further request is received until some were sent: a client that never reads
+/// costs this many entries, and no more.
+const MOST_REPLIES: usize = 1024;
+
+/// A lane's queue of replies.
+pub(crate) struct Outbox {
+    replies: VecDeque<Reply>,
+    /// How much of the first reply was sent.
+    sent_bytes: usize,
+    unsent_bytes: usize,
+    /// Set when writing has become impossible: replies are dropped from then on.
+    closed: bool,
+}
+
+struct Reply {
+    header: [u8; SIMPLE_REPLY_BYTES],
+    payload: Option<Buffer>,
+}
+
+impl Reply {
+    fn len(&self) -> usize {
+        self.header.len() + self.payload.as_deref().map_or(0, <[u8]>::len)
+    }
+}
+
+impl Outbox {
+    pub(crate) fn new() -> Self {
+        Self { replies: VecDeque::with_capacity(PIECES), sent_bytes: 0, unsent_bytes: 0, closed: false }
+    }
+
+    /// Queues a reply. Its buffer goes back to `buffers` once it is sent.
+    pub(crate) fn push(
+        &mut self,
+        header: [u8; SIMPLE_REPLY_BYTES],
+        payload: Option<Buffer>,
+        buffers: &mut Buffers,
+    ) {
+        if self.closed {
+            payload.into_iter().for_each(|buffer| buffers.give_back(buffer));
+            return;
+        }
+        let reply = Reply { header, payload };
+        self.unsent_bytes += reply.len();
+        self.replies.push_back(reply);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.replies.is_empty()
+    }
+
+    /// Whether enough is queued to be sent before the next request is looked at.
+    pub(crate) fn is_due(&self) -> bool {
+        self.unsent_bytes >= PROMPT_BYTES || self.replies.len() >= PIECES / 2
+    }
+
+    /// Whether nothing more may be received before something was sent.
+    pub(crate) fn is_full(&self) -> bool {
+        self.replies.len() >= MOST_REPLIES
+    }
+
+    /// Drops everything, and whatever will be pushed: nobody is there to read it.
+    pub(crate) fn close(&mut self, buffers: &mut Buffers) {
+        self.closed = true;
+        self.unsent_bytes = 0;
+        self.sent_bytes = 0;
+        for reply in self.replies.drain(..) {
+            reply.payload.into_iter().for_each(|buffer| buffers.give_back(buffer));
+        }
+    }
+
+    /// Sends until nothing is queued or the stream takes no more.
+    pub(crate) fn poll_send<S: AsyncWrite + Unpin>(
+        &mut self,
+        stream: &mut S,
+        buffers: &mut Buffers,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        while !self.replies.is_empty() {
+            let mut pieces = [IoSlice::new(&[]); PIECES];
+            let count = self.fill_pieces(&mut pieces);
+            let written = ready!(Pin::new(&mut *stream).poll_write_vectored(context, &pieces[..count]))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.forget(written, buffers);
+        }
+        Pin::new(stream).poll_flush(context)
+    }
+
+    /// Points `pieces` at unsent bytes, in order; says how many are used.
+    fn fill_pieces<'a>(&'a self, pieces: &mut [IoSlice<'a>]) -> usize {
+        let mut skip = self.sent_bytes;
+        let mut parts = self
+            .replies
+            .iter()
+            .flat_map(|reply| [reply.header.as_slice(), reply.payload.as_deref().unwrap_or_default()]);
+        let mut count = 0;
+        for piece in pieces {
+            // Only parts of the first reply can be sent already; replies without data have an empty part.
+            let Some(part) = parts.find_map(|part| {
+                let skipped = skip.min(part.len());
+                skip -= skipped;
+                (skipped < part.len()).then(|| &part[skipped..])
+            }) else {
+                break;
+            };
+            *piece = IoSlice::new(part);
+            count += 1;
+        }
+        count
+    }
+
+    /// Takes `written` bytes off the front, and gives back the buffers of replies sent whole.
+    fn forget(&mut self, written: usize, buffers: &mut Buffers) {
+        self.unsent_bytes -= written;
+        self.sent_bytes += written;
+        while let Some(first) = self.replies.front() {
+            let len = first.len();
+            if self.sent_bytes < len {
+                break;
+            }
+            self.sent_bytes -= len;
+            let sent = self.replies.pop_front().and_then(|reply| reply.payload);
+            sent.into_iter().for_each(|buffer| buffers.give_back(buffer));
+        }
+    }
+}
