@@ -27,4 +27,6 @@ pub use record::{Backing, Encryption, VolumeRecord, XtsEncryption};
 pub use seal::{Seal, SealError};
 pub use size::{SizeError, VolumeSize};
 pub use volume::{Volume, VolumeLane};
+// The type of an encrypted volume's cipher, for callers that have no other business with the crate.
+pub use sealblk_xts::SectorCipher;
 pub use wrapped::{InvalidWrap, KmsKeyArn, WrappedDataKey};
