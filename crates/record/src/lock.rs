@@ -23,8 +23,7 @@ const POLL_MS: u64 = 10;
 #[derive(Debug)]
 pub struct LockFile {
     path: PathBuf,
-    /// Closing it releases the lock.
-    _file: File,
+    file: File,
 }
 
 impl LockFile {
@@ -85,9 +84,15 @@ impl LockFile {
             // Somebody may have removed the file between opening and locking it: a lock on a file without a
             // name excludes nobody.
             if is_still_at(&file, path)? {
-                return Ok(Some(Self { path: path.to_owned(), _file: file }));
+                return Ok(Some(Self { path: path.to_owned(), file }));
             }
         }
+    }
+}
+
+impl Drop for LockFile {
+    fn drop(&mut self) {
+        unlock(&self.file);
     }
 }
 
@@ -105,8 +110,9 @@ pub fn wait_until_free(path: impl AsRef<Path>, timeout: Duration) -> Result<bool
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
             opened => opened.map_err(RecordError::io("open the lock file", path))?,
         };
-        // Shared: two who wait do not see each other. Released at once by closing the file.
+        // Shared: two who wait do not see each other.
         if try_lock(&file, path, FlockOperation::NonBlockingLockShared)? {
+            unlock(&file);
             return Ok(true);
         }
         drop(file);
@@ -124,6 +130,13 @@ fn try_lock(file: &File, path: &Path, how: FlockOperation) -> Result<bool, Recor
             Err(error) => return Err(RecordError::io("lock", path)(error)),
         }
     }
+}
+
+/// Releases the lock on `file`. Closing it is not enough: another thread may be between the fork and the exec of
+/// a child just then, and the child's copy of the descriptor would keep the lock a moment longer.
+fn unlock(file: &File) {
+    // Fails only for a descriptor that is none; closing it follows in any case.
+    let _ = flock(file, FlockOperation::Unlock);
 }
 
 fn is_still_at(file: &File, path: &Path) -> Result<bool, RecordError> {

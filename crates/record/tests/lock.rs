@@ -64,12 +64,15 @@ fn child_program_does_not_inherit_the_lock() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("lock");
     let lock = LockFile::exclusive(&path).expect("locked");
-    let mut child =
-        Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("cat runs");
+    let open_files =
+        |list: &mut Command| String::from_utf8(list.output().expect("ls runs").stdout).expect("text");
+    let mut own = Command::new("ls");
+    let own = open_files(own.args(["-l", &format!("/proc/{}/fd", std::process::id())]));
+    let name = path.to_str().expect("UTF-8");
+    assert!(own.contains(name), "the list shows the lock file where it is open: {own}");
+    let childs = open_files(Command::new("ls").args(["-l", "/proc/self/fd"]));
+    assert!(childs.contains("/proc/") && !childs.contains(name), "{childs}");
     drop(lock);
-    assert!(LockFile::try_exclusive(&path).expect("asked").is_some(), "the child holds it");
-    drop(child.stdin.take());
-    child.wait().expect("reaped");
 }
 
 #[test]
