@@ -1,1 +1,49 @@
-fn main() {}
+//! The command `sealblk`: argv to a call into `sealblk-control`, a result to stdout, an error to an exit code.
+//!
+//! Only this package prints, reads the environment and exits; it decides nothing about volumes or keys.
+//! docs/CLI.md is its contract.
+#![forbid(unsafe_code)]
+
+mod args;
+mod attach;
+mod exit;
+mod key;
+mod kms;
+mod manual;
+mod output;
+mod place;
+mod progress;
+mod size;
+mod volume;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+use exit::Failure;
+use output::Output;
+use place::Place;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return exit::usage(&error),
+    };
+    let mode = cli.global.output;
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(mode),
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let output = Output::new(cli.global.output, cli.global.quiet);
+    match cli.command {
+        Command::Volume(command) => volume::run(command, &Place::find(&cli.global)?, &output),
+        Command::Key(command) => key::run(command, &Place::find(&cli.global)?, &output),
+        Command::Completions { shell } => manual::completions(shell, &output),
+        Command::Man { dir } => manual::pages(dir.as_deref(), &output),
+        Command::KmsHelper => kms::serve(),
+    }
+}

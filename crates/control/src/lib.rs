@@ -1,1 +1,37 @@
-//! placeholder
+//! EC2-shaped operations on the pool: create, describe, attach, detach, materialize and delete volumes.
+//!
+//! A [`Pool`] is a [`PoolDirectory`] with a key service ([`sealblk_kms::Kms`]), which is called for encrypted volumes only. Every
+//! operation blocks, except [`Attachment::serve`]. What was done is returned; nothing is printed, and the
+//! environment is not read. Called by the command line.
+#![forbid(unsafe_code)]
+
+mod attach;
+mod attachment;
+mod backing;
+mod conversation;
+mod create;
+mod delete;
+mod describe;
+mod detach;
+mod error;
+mod grant;
+mod hold;
+mod materialize;
+mod offline;
+mod open;
+mod outcome;
+mod pool;
+mod runtime;
+mod uri;
+
+pub use attach::{AttachVolume, Attachment};
+pub use attachment::AttachmentState;
+pub use backing::BackingError;
+pub use create::CreateVolume;
+pub use delete::DeletedData;
+pub use describe::{AttachmentDescription, DamagedVolume, ListedVolume, VolumeDescription, VolumeState};
+pub use error::{ControlError, ErrorClass};
+pub use outcome::{EncryptionDefaults, EncryptionRequest, Outcome, OutcomeError, Source, outcome};
+pub use pool::{Pool, PoolDirectory, PoolRecord};
+pub use runtime::{RuntimeDir, SocketError};
+pub use sealblk_volume::VolumeId;

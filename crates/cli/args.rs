@@ -1,0 +1,299 @@
+//! The command line: what can be typed, and what `--help` says about it (docs/CLI.md). Nothing is done here.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::size::parse_size;
+
+/// Encrypted block volumes, the way Amazon EBS encrypts them.
+///
+/// A volume's data key is stored beside its data, wrapped by a key management service; it is unwrapped
+/// when the volume is attached, lives in locked memory while it is, and is wiped when it is detached.
+/// Guests and tools reach an attached volume over NBD.
+#[derive(Parser)]
+#[command(
+    name = "sealblk",
+    version,
+    max_term_width = 110,
+    after_help = "\
+Examples:
+  VOL=$(sealblk volume create --size 10GiB --encrypted)
+  sealblk volume attach $VOL &
+  nbdinfo \"nbd+unix:///$VOL?socket=/run/sealblk/$VOL.sock\"
+  sealblk volume detach $VOL
+
+Exit codes:
+  0 done  1 failed  2 usage  3 not found  4 wrong state or in use  5 denied or key unusable
+  6 key service or store unreachable"
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Args)]
+pub(crate) struct Global {
+    /// The pool's directory [default: $SEALBLK_POOL, else /var/lib/sealblk for root, else ~/.local/share/sealblk]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) pool: Option<PathBuf>,
+    /// Where sockets are made [default: /run/sealblk for root, else $XDG_RUNTIME_DIR/sealblk, else POOL/run]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) runtime_dir: Option<PathBuf>,
+    /// How results and errors are written
+    #[arg(long, global = true, value_enum, default_value_t = OutputMode::Text, value_name = "FORMAT")]
+    pub(crate) output: OutputMode,
+    /// Only results and errors: no notes, no progress
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+}
+
+/// How results and errors are written.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputMode {
+    /// For people: aligned columns, one value a line
+    Text,
+    /// For programs: one document on stdout, errors as a document on stderr, names as EC2 and KMS spell them
+    Json,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Create, attach, detach, list and delete volumes
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Create and look after the keys that wrap the volumes' data keys
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Write a shell's completion script to stdout
+    #[command(after_help = "\
+Examples:
+  sealblk completions bash > /usr/share/bash-completion/completions/sealblk
+  sealblk completions fish > ~/.config/fish/completions/sealblk.fish")]
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages, one for each command, into a directory; without one: sealblk(1) to stdout
+    #[command(after_help = "\
+Examples:
+  sealblk man | man -l -
+  sealblk man /usr/local/share/man/man1")]
+    Man {
+        /// Where to
+        dir: Option<PathBuf>,
+    },
+    /// Answers one call of a key service, for a parent process; not for people
+    #[command(hide = true, name = crate::kms::HELPER_COMMAND)]
+    KmsHelper,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum VolumeCommand {
+    /// Create an empty volume and print its id
+    #[command(after_help = "\
+Examples:
+  VOL=$(sealblk volume create --size 10GiB --encrypted)
+  sealblk volume create --size 1TiB --encrypted --kms-key-id alias/backup
+  sealblk volume create --size 500MB --backing /srv/disks/a.img
+  sealblk volume create --size 100GiB --encrypted --backing /dev/nvme1n1 --erase")]
+    Create(CreateArgs),
+    /// Serve a volume over NBD until it is detached; runs in the foreground and prints one line when ready
+    #[command(after_help = "\
+Examples:
+  sealblk volume attach vol-0123456789abcdef0 &
+  sealblk volume attach vol-0123456789abcdef0 --listen 127.0.0.1:10809
+  sealblk volume attach vol-0123456789abcdef0 --read-only --socket /run/backup/nbd.sock
+
+On SIGTERM or SIGINT, as on `sealblk volume detach`, it finishes what is in flight, flushes, wipes the key and
+exits with 0. systemd: Type=notify.")]
+    Attach(AttachArgs),
+    /// Stop serving a volume, and wait until it has been flushed and its key wiped
+    #[command(after_help = "\
+Examples:
+  sealblk volume detach vol-0123456789abcdef0
+  sealblk volume detach vol-0123456789abcdef0 --timeout 300")]
+    Detach {
+        /// The volume's id
+        #[arg(value_name = "VOL")]
+        volume: String,
+        /// How long to wait for what is in flight, in seconds
+        #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = parse_seconds)]
+        timeout: Duration,
+    },
+    /// List the pool's volumes
+    #[command(after_help = "\
+Examples:
+  sealblk volume list
+  sealblk volume list --output json | jq -r '.Volumes[] | select(.State == \"in-use\") | .VolumeId'")]
+    List,
+    /// Show everything known about a volume; with --output json also its wrapped key, for a backup
+    #[command(after_help = "\
+Examples:
+  sealblk volume describe vol-0123456789abcdef0
+  sealblk volume describe vol-0123456789abcdef0 --output json | jq -r .WrappedKey")]
+    Describe {
+        /// The volume's id
+        #[arg(value_name = "VOL")]
+        volume: String,
+    },
+    /// Delete a volume and its data for ever; a file or device given with --backing is left as it is
+    #[command(after_help = "\
+Examples:
+  sealblk volume delete vol-0123456789abcdef0")]
+    Delete {
+        /// The volume's id
+        #[arg(value_name = "VOL")]
+        volume: String,
+    },
+    /// Write encrypted zeros into every hole of a detached volume's data, so that dm-crypt can open it
+    #[command(after_help = "\
+Examples:
+  sealblk volume materialize vol-0123456789abcdef0
+
+The data then takes its whole size on disk. docs/FORMAT.md says how to open it with cryptsetup.")]
+    Materialize {
+        /// The volume's id
+        #[arg(value_name = "VOL")]
+        volume: String,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct CreateArgs {
+    /// Size with a unit (10GiB, 500MB, 1TiB) or in bytes: a multiple of 512, 1 MiB to 64 TiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) size: u64,
+    /// Encrypt it, under the default key unless --kms-key-id names another
+    #[arg(long, conflicts_with = "no_encrypted")]
+    pub(crate) encrypted: bool,
+    /// Do not encrypt it
+    #[arg(long)]
+    pub(crate) no_encrypted: bool,
+    /// The key that wraps the volume's data key: id, ARN or alias; needs --encrypted
+    #[arg(long, value_name = "KEY")]
+    pub(crate) kms_key_id: Option<String>,
+    /// Keep the data in this file or block device, not in the pool; a new file is created sparse
+    #[arg(long, value_name = "PATH")]
+    pub(crate) backing: Option<PathBuf>,
+    /// Ignore TRIM and write encrypted zeros for WRITE_ZEROES, so that the store cannot tell what is in use
+    #[arg(long)]
+    pub(crate) no_discard: bool,
+    /// Overwrite with zeros what --backing holds, if it is not blank
+    #[arg(long, requires = "backing")]
+    pub(crate) erase: bool,
+}
+
+impl CreateArgs {
+    /// `Encrypted` as EC2 knows it: true, false or not given.
+    pub(crate) fn encrypted(&self) -> Option<bool> {
+        match (self.encrypted, self.no_encrypted) {
+            (true, _) => Some(true),
+            (false, true) => Some(false),
+            (false, false) => None,
+        }
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct AttachArgs {
+    /// The volume's id
+    #[arg(value_name = "VOL")]
+    pub(crate) volume: String,
+    /// The Unix socket to serve at [default: RUNTIME-DIR/VOL.sock]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Also serve TCP at this address, which must be of the loopback interface; may be given several times
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) listen: Vec<SocketAddr>,
+    /// Refuse writes
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// Bypass the page cache [default for block devices]
+    #[arg(long, conflicts_with = "buffered")]
+    pub(crate) direct: bool,
+    /// Use the page cache [default for files]
+    #[arg(long)]
+    pub(crate) buffered: bool,
+    /// How many clients' connections are served at once
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096), default_value = "64")]
+    pub(crate) max_connections: u32,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Create a symmetric key and print its ARN
+    #[command(after_help = "\
+Examples:
+  KEY=$(sealblk key create --description 'backup volumes')
+  sealblk volume create --size 1TiB --encrypted --kms-key-id $KEY")]
+    Create {
+        /// Free text to know it by
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        description: String,
+    },
+    /// List the keys
+    #[command(after_help = "\
+Examples:
+  sealblk key list")]
+    List,
+    /// Show a key's state and description; `alias/aws/ebs` is the default key
+    #[command(after_help = "\
+Examples:
+  sealblk key describe alias/aws/ebs
+  sealblk key describe 1234abcd-12ab-34cd-56ef-1234567890ab --output json")]
+    Describe {
+        /// Id, ARN, alias name or alias ARN
+        key: String,
+    },
+    /// Make a disabled key usable again
+    #[command(after_help = "\
+Examples:
+  sealblk key enable 1234abcd-12ab-34cd-56ef-1234567890ab")]
+    Enable {
+        /// Id or ARN
+        key: String,
+    },
+    /// Make a key unusable: volumes under it can no longer be attached; those that are attached go on
+    #[command(after_help = "\
+Examples:
+  sealblk key disable 1234abcd-12ab-34cd-56ef-1234567890ab")]
+    Disable {
+        /// Id or ARN
+        key: String,
+    },
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    text.parse().map(Duration::from_secs).map_err(|_| "a whole number of seconds".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_examples() {
+        fn visit(command: &clap::Command) {
+            if !command.has_subcommands() && !command.is_hide_set() {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("Examples:\n  "), "{} has no example", command.get_name());
+            }
+            command.get_subcommands().for_each(visit);
+        }
+        visit(&Cli::command());
+    }
+}

@@ -1,0 +1,103 @@
+//! `sealblk volume attach`: the process that serves. Signals, the ready line and notes; `sealblk-control` does the rest.
+
+use std::io;
+
+use sealblk_block::Caching;
+use sealblk_control::{AttachVolume, ControlError, Pool, RuntimeDir};
+use sealblk_keymem::harden_process;
+use sealblk_nbd::{ConnectionEvent, Events, Peer};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::args::AttachArgs;
+use crate::exit::Failure;
+use crate::output::Output;
+use crate::volume::id;
+
+/// Attaches the volume and serves it until it is detached.
+pub(crate) fn run(
+    pool: &Pool,
+    runtime: &RuntimeDir,
+    args: &AttachArgs,
+    output: &Output,
+) -> Result<(), Failure> {
+    let request = AttachVolume {
+        volume: id(&args.volume)?,
+        socket: args.socket.as_deref().map(std::path::absolute).transpose()?,
+        listen: args.listen.clone(),
+        read_only: args.read_only,
+        caching: match (args.direct, args.buffered) {
+            (true, _) => Some(Caching::Direct),
+            (false, true) => Some(Caching::Buffered),
+            (false, false) => None,
+        },
+        max_connections: usize::try_from(args.max_connections).expect("a usize has 32 bits at least"),
+    };
+    // Before any key is asked for.
+    harden_process().map_err(ControlError::from)?;
+    let failed = |source| ControlError::Start { what: "the I/O runtime", source };
+    let io = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    // From here on a signal ends the attachment in order, however far it has come.
+    let mut signals = io.block_on(async { Signals::catch() }).map_err(failed)?;
+    let attachment = pool.attach_volume(runtime, &request)?;
+    announce(&request, attachment.uris(), output)?;
+    let mut notes = Notes { output };
+    let shutdown = async {
+        signals.wait().await;
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    };
+    let serving = attachment.serve(&mut notes, shutdown);
+    let report = tokio::task::LocalSet::new().block_on(&io, serving)?;
+    output.note(&format!("{}: detached after {} connections", request.volume, report.served));
+    Ok(())
+}
+
+/// Says that clients may come: to whoever reads stdout, and to the service manager.
+fn announce(request: &AttachVolume, uris: &[String], output: &Output) -> io::Result<()> {
+    output.line(&format!("ready {} {}", request.volume, uris.join(" ")))?;
+    // Without a service manager there is nobody to tell, which is no failure; nor is one that is gone.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    Ok(())
+}
+
+/// The signals that mean: come to an end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn catch() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Tells people about connections, on stderr.
+struct Notes<'a> {
+    output: &'a Output,
+}
+
+impl Events for Notes<'_> {
+    fn connection(&mut self, connection: u64, event: ConnectionEvent<'_>) {
+        let of = |peer: Peer| match peer {
+            Peer::Unix => "a local client".to_owned(),
+            Peer::Tcp(address) => address.to_string(),
+        };
+        let text = match event {
+            ConnectionEvent::Connected(peer) => format!("{} connected", of(peer)),
+            ConnectionEvent::Refused(peer) => format!("{} turned away: too many connections", of(peer)),
+            ConnectionEvent::Ended(Ok(ended)) => format!("ended ({ended:?})"),
+            ConnectionEvent::Ended(Err(error)) => format!("ended out of order: {error}"),
+            ConnectionEvent::Panicked(text) => format!("ended by a bug of ours: {text}"),
+            ConnectionEvent::Cut => "did not finish in time and was cut".to_owned(),
+            ConnectionEvent::AcceptFailed(error) => format!("a client could not be accepted: {error}"),
+        };
+        self.output.note(&format!("connection {connection}: {text}"));
+    }
+}

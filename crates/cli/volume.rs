@@ -1,0 +1,164 @@
+//! `sealblk volume …`, all but the serving itself.
+
+use std::time::Duration;
+
+use sealblk_control::{
+    ControlError, CreateVolume, DeletedData, ListedVolume, Pool, PoolDirectory, VolumeDescription, VolumeId,
+    VolumeState,
+};
+use sealblk_volume::Materialized;
+use serde_json::json;
+
+use crate::args::{CreateArgs, VolumeCommand};
+use crate::attach;
+use crate::exit::Failure;
+use crate::kms;
+use crate::output::{Output, fields, table};
+use crate::place::Place;
+use crate::progress::Progress;
+use crate::size::show_bytes;
+
+/// Does what `sealblk volume` was asked for.
+pub(crate) fn run(command: VolumeCommand, place: &Place, output: &Output) -> Result<(), Failure> {
+    let directory = PoolDirectory::open_or_create(&place.pool)?;
+    let kms = kms::for_volumes(&directory)?;
+    let pool = Pool::new(directory, Box::new(kms));
+    match command {
+        VolumeCommand::Create(args) => create(&pool, args, output),
+        VolumeCommand::Attach(args) => attach::run(&pool, &place.runtime, &args, output),
+        VolumeCommand::Detach { volume, timeout } => detach(&pool, id(&volume)?, timeout, output),
+        VolumeCommand::List => list(&pool, output),
+        VolumeCommand::Describe { volume } => {
+            let volume = pool.describe_volume(id(&volume)?)?;
+            Ok(output.result(&volume, || describe(&volume))?)
+        }
+        VolumeCommand::Delete { volume } => delete(&pool, id(&volume)?, output),
+        VolumeCommand::Materialize { volume } => materialize(&pool, id(&volume)?, output),
+    }
+}
+
+/// Reads a volume's id. Not clap's business: a malformed one has an error code of its own.
+pub(crate) fn id(text: &str) -> Result<VolumeId, Failure> {
+    Ok(text.parse().map_err(ControlError::MalformedId)?)
+}
+
+fn create(pool: &Pool, args: CreateArgs, output: &Output) -> Result<(), Failure> {
+    let request = CreateVolume {
+        size_bytes: args.size,
+        encrypted: args.encrypted(),
+        kms_key_id: args.kms_key_id,
+        backing: args.backing,
+        discard: !args.no_discard,
+        erase: args.erase,
+    };
+    let mut progress = Progress::new(if args.erase { "erasing" } else { "inspecting" }, output);
+    let volume = pool.create_volume(&request, &mut |done, total| progress.report(done, total))?;
+    drop(progress);
+    output.result(&volume, || volume.volume_id.to_string())?;
+    let how =
+        volume.kms_key_id.as_ref().map_or("not encrypted".to_owned(), |key| format!("encrypted under {key}"));
+    output.text_note(&format!(
+        "{} in {}, {how}",
+        show_bytes(volume.size_bytes.bytes()),
+        volume.backing.display()
+    ));
+    Ok(())
+}
+
+fn detach(pool: &Pool, volume: VolumeId, timeout: Duration, output: &Output) -> Result<(), Failure> {
+    pool.detach_volume(volume, timeout)?;
+    let document = json!({ "VolumeId": volume, "State": "detached" });
+    Ok(output.result(&document, || format!("{volume} detached"))?)
+}
+
+fn delete(pool: &Pool, volume: VolumeId, output: &Output) -> Result<(), Failure> {
+    let left = match pool.delete_volume(volume)? {
+        DeletedData::Removed => None,
+        DeletedData::Left { path } => Some(path),
+    };
+    let document = json!({ "VolumeId": volume, "State": "deleted", "BackingLeft": left });
+    output.result(&document, || format!("{volume} deleted"))?;
+    if let Some(path) = left {
+        output.text_note(&format!("its data is left in {}, without the record of its key", path.display()));
+    }
+    Ok(())
+}
+
+fn materialize(pool: &Pool, volume: VolumeId, output: &Output) -> Result<(), Failure> {
+    let mut progress = Progress::new("materializing", output);
+    let done = pool.materialize_volume(volume, &mut |done, total| progress.report(done, total))?;
+    drop(progress);
+    let (written_bytes, text) = match done {
+        Materialized::NotEncrypted => (0, "is not encrypted: there is nothing to do".to_owned()),
+        Materialized::Complete { written_bytes } => {
+            (written_bytes, format!("has no holes any more: {} written", show_bytes(written_bytes)))
+        }
+    };
+    let document = json!({ "VolumeId": volume, "WrittenBytes": written_bytes });
+    Ok(output.result(&document, || format!("{volume} {text}"))?)
+}
+
+fn list(pool: &Pool, output: &Output) -> Result<(), Failure> {
+    let volumes = pool.list_volumes()?;
+    output.result(&json!({ "Volumes": volumes }), || {
+        let rows: Vec<Vec<String>> = volumes.iter().map(row).collect();
+        table(&["VOLUME", "STATE", "SIZE", "ALLOCATED", "ENCRYPTED", "CREATED"], &[2, 3], &rows)
+    })?;
+    for volume in &volumes {
+        if let ListedVolume::Damaged(volume) = volume {
+            output.text_note(&format!("warning: {}: {}", volume.volume_id, volume.status_message));
+        }
+    }
+    Ok(())
+}
+
+fn row(volume: &ListedVolume) -> Vec<String> {
+    let none = || "-".to_owned();
+    match volume {
+        ListedVolume::Whole(volume) => vec![
+            volume.volume_id.to_string(),
+            volume.state.as_str().to_owned(),
+            show_bytes(volume.size_bytes.bytes()),
+            volume.allocated_bytes.map_or_else(none, show_bytes),
+            yes(volume.encrypted),
+            seconds(volume.create_time),
+        ],
+        ListedVolume::Damaged(volume) => {
+            let state = VolumeState::Error.as_str().to_owned();
+            vec![volume.volume_id.to_string(), state, none(), none(), none(), none()]
+        }
+    }
+}
+
+fn describe(volume: &VolumeDescription) -> String {
+    let size = format!("{} ({} bytes)", show_bytes(volume.size_bytes.bytes()), volume.size_bytes.bytes());
+    let mut pairs = vec![
+        ("VolumeId", volume.volume_id.to_string()),
+        ("State", volume.state.as_str().to_owned()),
+        ("Size", size),
+        ("Allocated", volume.allocated_bytes.map_or("unknown".to_owned(), show_bytes)),
+        ("Encrypted", yes(volume.encrypted)),
+    ];
+    pairs.extend(volume.kms_key_id.as_ref().map(|key| ("KmsKeyId", key.to_string())));
+    pairs.push(("CreateTime", seconds(volume.create_time)));
+    pairs.push(("Discard", yes(volume.discard)));
+    pairs.push(("Backing", volume.backing.display().to_string()));
+    for attachment in &volume.attachments {
+        let read_only = if attachment.read_only { ", read-only" } else { "" };
+        let state = attachment.state.as_str();
+        pairs.push(("Attachment", format!("{state} by process {}{read_only}", attachment.pid)));
+        pairs.push(("AttachTime", seconds(attachment.attach_time)));
+        pairs.extend(attachment.grant_id.as_ref().map(|grant| ("GrantId", grant.0.clone())));
+        pairs.extend(attachment.uris.iter().map(|uri| ("Uri", uri.clone())));
+    }
+    fields(&pairs)
+}
+
+fn yes(yes: bool) -> String {
+    if yes { "yes" } else { "no" }.to_owned()
+}
+
+/// A time in UTC, to the second.
+fn seconds(time: jiff::Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}

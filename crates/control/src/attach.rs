@@ -1,0 +1,220 @@
+//! AttachVolume: the order of everything an attachment does, from the lock to the sockets and back (design §1, §4.8).
+//!
+//! Called by the process that serves, and by nobody else: one process, one volume, one data key. The caller has
+//! made the process undumpable before.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+
+use sealblk_block::{BlockDevice, BlockLane, ByteDevice, Caching};
+use sealblk_nbd::{Events, ExportInfo, Limits, Listener, ServeReport, Server};
+use sealblk_volume::VolumeId;
+use tokio::sync::watch;
+
+use crate::attachment::{Announcement, AttachmentRecord, AttachmentState};
+use crate::conversation::{Answer, ControlSocket};
+use crate::error::ControlError;
+use crate::grant::HeldGrant;
+use crate::hold::HeldVolume;
+use crate::open::{OpenHow, OpenVolume};
+use crate::pool::Pool;
+use crate::runtime::{BoundSocket, RuntimeDir};
+use crate::uri::{tcp_uri, unix_uri};
+
+/// What AttachVolume is asked for.
+#[derive(Clone, Debug)]
+pub struct AttachVolume {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The Unix socket to serve at; `None`: the one that [`RuntimeDir::nbd_socket`] names.
+    pub socket: Option<PathBuf>,
+    /// TCP addresses to serve at too: of the loopback interface only. Port 0: any free one.
+    pub listen: Vec<SocketAddr>,
+    /// Whether writes are refused. The volume is nobody else's all the same.
+    pub read_only: bool,
+    /// `None`: files through the page cache, block devices around it.
+    pub caching: Option<Caching>,
+    /// Clients at a time.
+    pub max_connections: usize,
+}
+
+/// A volume that is ready to be served. Dropped instead, it is detached again: sockets and announcement go, round
+/// keys are wiped, the grant is retired, in this order, and last the lock.
+pub struct Attachment<'p> {
+    id: VolumeId,
+    nbd_socket: BoundSocket,
+    listeners: Vec<BoundListener>,
+    control: ControlSocket,
+    uris: Vec<String>,
+    limits: Limits,
+    volume: OpenVolume<'p>,
+    announcement: Announcement,
+    _held: HeldVolume,
+}
+
+enum BoundListener {
+    Unix(std::os::unix::net::UnixListener),
+    Tcp(TcpListener),
+}
+
+impl Pool {
+    /// Attaches a volume: locks it, cleans up after a killed predecessor, has its key unwrapped under a grant of
+    /// this attachment's own, checks or writes the seal, and listens. On an error all of that is undone.
+    ///
+    /// Blocks, and must not be called from within a runtime.
+    pub fn attach_volume(
+        &self,
+        runtime: &RuntimeDir,
+        request: &AttachVolume,
+    ) -> Result<Attachment<'_>, ControlError> {
+        let id = request.volume;
+        if let Some(address) = request.listen.iter().find(|address| !address.ip().is_loopback()) {
+            return Err(ControlError::NotLoopback { address: *address });
+        }
+        let nbd_socket = request.socket.clone().unwrap_or_else(|| runtime.nbd_socket(&id));
+        let control_socket = runtime.control_socket(&id);
+
+        let held = self.hold(id)?;
+        self.clean_up_after_predecessor(&held)?;
+        let (_, record) = self.load(id)?;
+        let mut holder = AttachmentRecord::of_this_process(AttachmentState::Attaching, request.read_only);
+        holder.control_socket = Some(control_socket.clone());
+        holder.sockets = vec![nbd_socket.clone(), control_socket.clone()];
+        let mut announcement = Announcement::make(&held.directory, holder)?;
+
+        let how = OpenHow { read_only: request.read_only, caching: request.caching };
+        let volume = self.open_volume(&held, &record, how, &mut announcement)?;
+
+        let (control, listener) = BoundSocket::bind(&control_socket)?;
+        let control = ControlSocket::new(control, listener);
+        let (nbd_socket, listeners, uris) = listen(id, &nbd_socket, &request.listen)?;
+        announcement.update(|holder| {
+            holder.state = AttachmentState::Attached;
+            holder.uris.clone_from(&uris);
+        })?;
+        let limits = Limits { max_connections: request.max_connections, ..Limits::default() };
+        Ok(Attachment { id, nbd_socket, listeners, control, uris, limits, volume, announcement, _held: held })
+    }
+}
+
+/// Every socket that clients are served at, and their URIs, the Unix socket's first.
+fn listen(
+    id: VolumeId,
+    socket: &Path,
+    addresses: &[SocketAddr],
+) -> Result<(BoundSocket, Vec<BoundListener>, Vec<String>), ControlError> {
+    let (bound, unix) = BoundSocket::bind(socket)?;
+    let mut listeners = vec![BoundListener::Unix(unix)];
+    let mut uris = vec![unix_uri(id, socket)];
+    for address in addresses {
+        let failed = |source| ControlError::Listen { address: *address, source };
+        let listener = TcpListener::bind(address).map_err(failed)?;
+        uris.push(tcp_uri(id, listener.local_addr().map_err(failed)?));
+        listeners.push(BoundListener::Tcp(listener));
+    }
+    Ok((bound, listeners, uris))
+}
+
+impl Attachment<'_> {
+    /// Where clients reach the volume: NBD URIs, that of the Unix socket first. Clients may connect already; they
+    /// are served once [`Self::serve`] runs.
+    pub fn uris(&self) -> &[String] {
+        &self.uris
+    }
+
+    /// Serves until `shutdown` completes or somebody asks to detach; then finishes what is in flight, flushes,
+    /// wipes the round keys, retires the grant and gives the volume back.
+    ///
+    /// Runs on a current-thread runtime with I/O and time, inside a local task set. `events` hears of
+    /// connections. An error tells what of the end did not work; the key is wiped whatever happens.
+    pub async fn serve(
+        self,
+        events: &mut impl Events,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<ServeReport, ControlError> {
+        let Self { id, nbd_socket, listeners, mut control, limits, volume, mut announcement, _held, .. } =
+            self;
+        let (stop, mut stopped) = watch::channel(false);
+        let listening = control.listen(move || {
+            stop.send_replace(true);
+        });
+        listening.map_err(|source| ControlError::Start { what: "the control socket", source })?;
+        let over = async {
+            tokio::select! {
+                () = shutdown => {}
+                // An error is a control socket that is gone; signals are left to end this.
+                result = stopped.wait_for(|stop| *stop) => if result.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        let (report, grant) = match volume {
+            OpenVolume::Plain(volume) => (serve(id, volume, listeners, limits, events, over).await, None),
+            OpenVolume::Encrypted(volume, grant) => {
+                (serve(id, volume, listeners, limits, events, over).await, Some(grant))
+            }
+        };
+        // The volume, and with it every key, is gone from here on.
+        drop(nbd_socket);
+        let ended = end(grant, &mut announcement);
+        let outcome = match (report, ended) {
+            (Ok(report), Ok(())) => announcement.withdraw().map(|()| report),
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        };
+        control.conclude(&match &outcome {
+            Ok(_) => Answer::detached(),
+            Err(error) => Answer::Error(error.with_causes()),
+        });
+        outcome
+    }
+}
+
+/// Serves `volume` and flushes it. It is dropped on return: `Server` and connections only borrow it or are over.
+async fn serve<D: BlockDevice>(
+    id: VolumeId,
+    volume: D,
+    listeners: Vec<BoundListener>,
+    limits: Limits,
+    events: &mut impl Events,
+    over: impl Future<Output = ()>,
+) -> Result<ServeReport, ControlError> {
+    let name = id.to_string();
+    let info = ExportInfo::new(&name, &[], "").expect("a volume's id is a short text without NUL");
+    let failed = |source| ControlError::Serve { id, source };
+    let listeners = listeners.into_iter().map(on_this_runtime).collect::<io::Result<_>>().map_err(failed)?;
+    let device = ByteDevice::new(volume);
+    let report = Server::new(device.clone(), info, limits).serve(listeners, over, events).await;
+    if !device.geometry().read_only {
+        let flush_failed = |source| ControlError::LastFlush { id, source };
+        let lane = device.device().open_lane().map_err(flush_failed)?;
+        lane.flush().await.map_err(flush_failed)?;
+    }
+    if report.stuck > 0 {
+        let stuck = format!("{} connections hang in the kernel, waiting for storage", report.stuck);
+        return Err(failed(io::Error::other(stuck)));
+    }
+    Ok(report)
+}
+
+fn on_this_runtime(listener: BoundListener) -> io::Result<Listener> {
+    Ok(match listener {
+        BoundListener::Unix(listener) => {
+            listener.set_nonblocking(true)?;
+            Listener::Unix(tokio::net::UnixListener::from_std(listener)?)
+        }
+        BoundListener::Tcp(listener) => {
+            listener.set_nonblocking(true)?;
+            Listener::Tcp(tokio::net::TcpListener::from_std(listener)?)
+        }
+    })
+}
+
+/// Retires the grant. If that fails, the announcement stays, so that the next holder tries again.
+fn end(grant: Option<HeldGrant<'_>>, announcement: &mut Announcement) -> Result<(), ControlError> {
+    let retired = grant.map_or(Ok(()), HeldGrant::retire);
+    if retired.is_err() {
+        announcement.keep_for_successor();
+    }
+    retired
+}

@@ -1,0 +1,194 @@
+//! What can go wrong with an operation on the pool, each with the code that EC2 or KMS has for it.
+//!
+//! One match gives code and class; the command line turns the class into an exit code, a later EC2 endpoint
+//! would put the code on the wire.
+
+use std::error::Error;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use sealblk_block::BlockError;
+use sealblk_keymem::KeyMemError;
+use sealblk_kms::{KeyState, KmsError, KmsErrorKind};
+use sealblk_record::RecordError;
+use sealblk_volume::{MalformedId, OpenError, SealError, SizeError, VolumeId};
+
+use crate::backing::BackingError;
+use crate::outcome::OutcomeError;
+use crate::runtime::SocketError;
+
+/// What kind of trouble it is; decides the exit code.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ErrorClass {
+    /// Something broke, here or below.
+    Failed,
+    /// What was asked for makes no sense.
+    Usage,
+    /// It does not exist.
+    NotFound,
+    /// It is in use, or in no state for this.
+    State,
+    /// Not permitted, or the key cannot be used.
+    Denied,
+    /// The key service or the store did not answer.
+    Unreachable,
+}
+
+/// Why an operation on the pool was not done.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages are the documentation")]
+pub enum ControlError {
+    #[error("cannot use the pool at {}", path.display())]
+    Pool { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error(transparent)]
+    MalformedId(#[from] MalformedId),
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    #[error(transparent)]
+    Outcome(#[from] OutcomeError),
+    #[error("no random bytes for a volume's id")]
+    Random(#[source] io::Error),
+
+    #[error("the volume {id} does not exist")]
+    VolumeNotFound { id: VolumeId },
+    #[error("the directory of {id} holds the record of {found}")]
+    Misplaced { id: VolumeId, found: VolumeId },
+    #[error("the volume {id} is in use{}", by(*pid))]
+    VolumeInUse { id: VolumeId, pid: Option<u32> },
+    #[error("the volume {id} is not attached")]
+    NotAttached { id: VolumeId },
+    #[error("the volume {id} is still in use{} after {} seconds", by(*pid), after.as_secs())]
+    StillInUse { id: VolumeId, pid: Option<u32>, after: Duration },
+    #[error("the process that served {id} reported: {message}")]
+    DetachFailed { id: VolumeId, message: String },
+
+    #[error(transparent)]
+    Backing(#[from] BackingError),
+    #[error(transparent)]
+    Kms(Box<KmsError>),
+    #[error("the key {key} cannot be used for volumes: it is {state:?}")]
+    KeyState { key: String, state: KeyState },
+    #[error(
+        "the key {key} cannot be used for volumes: only symmetric encryption keys can (it is {spec}, {usage})"
+    )]
+    KeyKind { key: String, spec: String, usage: String },
+    #[error("the key service answered with something that is not a key: {reason}")]
+    KeyAnswer { reason: &'static str },
+    #[error("the volume {id} cannot be attached: it was unable to use the key {key}")]
+    KeyUnusable { id: VolumeId, key: String, source: Box<KmsError> },
+    #[error("the volume {id} cannot be opened")]
+    Open { id: VolumeId, source: OpenError },
+
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error("{address} is not a loopback address; TCP is served on loopback only until there is TLS")]
+    NotLoopback { address: SocketAddr },
+    #[error("cannot listen at {address}")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("serving {id} failed")]
+    Serve { id: VolumeId, source: io::Error },
+    #[error("the last flush of {id} failed: what was written since the flush before may be lost")]
+    LastFlush { id: VolumeId, source: BlockError },
+    #[error("{id}: {doing} failed")]
+    Device { id: VolumeId, doing: &'static str, source: BlockError },
+    #[error(transparent)]
+    KeyMemory(#[from] KeyMemError),
+    #[error("cannot start {what}")]
+    Start { what: &'static str, source: io::Error },
+}
+
+impl From<KmsError> for ControlError {
+    fn from(error: KmsError) -> Self {
+        Self::Kms(Box::new(error))
+    }
+}
+
+fn by(pid: Option<u32>) -> String {
+    pid.map(|pid| format!(" by process {pid}")).unwrap_or_default()
+}
+
+impl ControlError {
+    /// The error code as EC2 or KMS spells it; stable.
+    pub fn code(&self) -> &'static str {
+        self.verdict().0
+    }
+
+    /// What kind of trouble it is.
+    pub fn class(&self) -> ErrorClass {
+        self.verdict().1
+    }
+
+    /// The message and those of its causes, from the outermost in.
+    pub(crate) fn with_causes(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+
+    fn verdict(&self) -> (&'static str, ErrorClass) {
+        use ErrorClass::{Denied, Failed, NotFound, State, Usage};
+        match self {
+            Self::MalformedId(_) => ("InvalidVolumeID.Malformed", Usage),
+            Self::Size(_) | Self::NotLoopback { .. } => ("InvalidParameterValue", Usage),
+            Self::Outcome(OutcomeError::KeyWithoutEncrypted) => ("InvalidParameterDependency", Usage),
+            Self::Outcome(_) => ("InvalidParameterCombination", Usage),
+            Self::VolumeNotFound { .. } => ("InvalidVolume.NotFound", NotFound),
+            Self::VolumeInUse { .. } => ("VolumeInUse", State),
+            Self::NotAttached { .. } | Self::StillInUse { .. } => ("IncorrectState", State),
+            Self::Backing(error) => error.verdict(),
+            Self::Kms(error) => kms_verdict(error.kind),
+            Self::KeyState { state: KeyState::PendingDeletion, .. } => ("KMSInvalidStateException", Denied),
+            Self::KeyState { .. } => ("DisabledException", Denied),
+            Self::KeyKind { .. } => ("InvalidKeyUsageException", Denied),
+            Self::KeyUnusable { source, .. } => match source.kind {
+                KmsErrorKind::Unreachable | KmsErrorKind::Misconfigured => kms_verdict(source.kind),
+                _ => ("CustomerKeyHasBeenRevoked", Denied),
+            },
+            Self::Open { source: OpenError::Seal(SealError::WrongKey), .. } => {
+                ("IncorrectKeyException", Denied)
+            }
+            Self::Socket(SocketError::TooLong { .. } | SocketError::NotASocket { .. }) => {
+                ("InvalidParameterValue", Usage)
+            }
+            Self::Socket(SocketError::InUse { .. }) => ("IncorrectState", State),
+            Self::Pool { .. }
+            | Self::Record(_)
+            | Self::Random(_)
+            | Self::Misplaced { .. }
+            | Self::DetachFailed { .. }
+            | Self::KeyAnswer { .. }
+            | Self::Open { .. }
+            | Self::Socket(SocketError::Io { .. })
+            | Self::Listen { .. }
+            | Self::Serve { .. }
+            | Self::LastFlush { .. }
+            | Self::Device { .. }
+            | Self::KeyMemory(_)
+            | Self::Start { .. } => ("InternalError", Failed),
+        }
+    }
+}
+
+/// KMS's own codes (ebs.md C.2).
+fn kms_verdict(kind: KmsErrorKind) -> (&'static str, ErrorClass) {
+    match kind {
+        KmsErrorKind::Unreachable => ("DependencyTimeoutException", ErrorClass::Unreachable),
+        KmsErrorKind::Denied => ("AccessDeniedException", ErrorClass::Denied),
+        KmsErrorKind::NotFound => ("NotFoundException", ErrorClass::NotFound),
+        KmsErrorKind::Disabled => ("DisabledException", ErrorClass::Denied),
+        KmsErrorKind::PendingDeletion => ("KMSInvalidStateException", ErrorClass::Denied),
+        KmsErrorKind::InvalidKeyUsage => ("InvalidKeyUsageException", ErrorClass::Denied),
+        KmsErrorKind::InvalidCiphertext => ("InvalidCiphertextException", ErrorClass::Denied),
+        KmsErrorKind::InvalidRequest => ("ValidationException", ErrorClass::Usage),
+        KmsErrorKind::Misconfigured => ("KMSInternalException", ErrorClass::Failed),
+    }
+}

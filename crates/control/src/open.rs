@@ -1,0 +1,67 @@
+//! From a held volume to an open one: its backing, and for an encrypted one its grant, data key and seal.
+//! Common to attach and materialize.
+
+use sealblk_block::{Caching, FileDevice, FileOptions};
+use sealblk_record::RecordFile;
+use sealblk_volume::{Access, EncryptedVolume, NullCipher, OpenError, SectorCipher, Volume, VolumeRecord};
+
+use crate::attachment::Announcement;
+use crate::backing::BackingError;
+use crate::error::ControlError;
+use crate::grant::HeldGrant;
+use crate::hold::HeldVolume;
+use crate::offline;
+use crate::pool::Pool;
+
+/// An open volume; the encrypted one holds round keys, wiped when it is dropped, and the grant they came by.
+pub(crate) enum OpenVolume<'p> {
+    Plain(Volume<NullCipher, FileDevice>),
+    Encrypted(Volume<SectorCipher, FileDevice>, HeldGrant<'p>),
+}
+
+/// How to open the backing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OpenHow {
+    pub(crate) read_only: bool,
+    pub(crate) caching: Option<Caching>,
+}
+
+impl Pool {
+    /// Opens what `record` describes. The first opening of an encrypted volume seals its record.
+    pub(crate) fn open_volume(
+        &self,
+        held: &HeldVolume,
+        record: &VolumeRecord,
+        how: OpenHow,
+        announcement: &mut Announcement,
+    ) -> Result<OpenVolume<'_>, ControlError> {
+        let failed = |source| ControlError::Open { id: held.id, source };
+        let path = held.directory.backing_path(&record.backing);
+        let options = FileOptions {
+            read_only: how.read_only,
+            caching: how.caching,
+            expected_bytes: Some(record.size_bytes.bytes()),
+            ..FileOptions::default()
+        };
+        let device = FileDevice::open(&path, &options).map_err(BackingError::from)?;
+        match record.access() {
+            Access::Plain(volume) => Ok(OpenVolume::Plain(volume.open(device).map_err(failed)?)),
+            Access::Encrypted(volume) => {
+                let (grant, key) = HeldGrant::unlock(self, &volume, announcement)?;
+                let sealed = offline::run(volume.seal(&key, &device))?.map_err(failed)?;
+                if !volume.is_sealed() {
+                    RecordFile::new(held.directory.record_path()).store(&sealed)?;
+                }
+                let volume = sealed_volume(&sealed).ok_or_else(|| failed(OpenError::Unsealed))?;
+                Ok(OpenVolume::Encrypted(volume.open(&key, device).map_err(failed)?, grant))
+            }
+        }
+    }
+}
+
+fn sealed_volume(record: &VolumeRecord) -> Option<EncryptedVolume<'_>> {
+    match record.access() {
+        Access::Encrypted(volume) => Some(volume),
+        Access::Plain(_) => None,
+    }
+}

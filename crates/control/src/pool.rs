@@ -1,0 +1,152 @@
+//! The pool: the directory that is a region of one account (design §5). It knows its layout and its volumes'
+//! names; what is done with them is in the sibling modules.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use sealblk_kms::Kms;
+use sealblk_record::{Document, LockFile, RecordFile};
+use sealblk_volume::{VolumeDirectory, VolumeId, VolumeRecord};
+use serde::{Deserialize, Serialize};
+
+use crate::error::ControlError;
+
+/// `pool.json`: which region and account the pool plays.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct PoolRecord {
+    /// The region in ARNs.
+    pub region: String,
+    /// The account in ARNs: 12 digits.
+    pub account: String,
+}
+
+impl Document for PoolRecord {
+    const FORMAT: &'static str = "sealblk-pool";
+    const VERSION: u32 = 1;
+}
+
+impl Default for PoolRecord {
+    fn default() -> Self {
+        Self { region: "local".to_owned(), account: "000000000000".to_owned() }
+    }
+}
+
+/// Prefix of a volume's directory until the volume exists; what a killed create leaves.
+pub(crate) const UNFINISHED: &str = ".new-";
+/// Prefix of a volume's directory once the volume does not exist any more; what a killed delete leaves.
+pub(crate) const DELETED: &str = ".deleted-";
+
+/// A pool's directory, with its record.
+#[derive(Clone, Debug)]
+pub struct PoolDirectory {
+    path: PathBuf,
+    record: PoolRecord,
+}
+
+impl PoolDirectory {
+    /// Opens the pool in `path`; makes one there if there is none. Everything below is for its owner only (0700).
+    pub fn open_or_create(path: &Path) -> Result<Self, ControlError> {
+        for path in [path.to_owned(), path.join("volumes"), path.join("kms")] {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+            made.map_err(|source| ControlError::Pool { path, source })?;
+        }
+        let file = RecordFile::<PoolRecord>::new(path.join("pool.json"));
+        if !file.exists()? {
+            // Two first users at once: one writes, the other reads what it wrote.
+            let _lock = LockFile::exclusive(path.join(".lock"))?;
+            if !file.exists()? {
+                file.store(&PoolRecord::default())?;
+            }
+        }
+        Ok(Self { path: path.to_owned(), record: file.load()? })
+    }
+
+    /// Which region and account it plays.
+    pub fn record(&self) -> &PoolRecord {
+        &self.record
+    }
+
+    /// Where the embedded key store is.
+    pub fn key_store(&self) -> PathBuf {
+        self.path.join("kms")
+    }
+}
+
+/// An open pool, and the key service that its volumes' keys come from.
+pub struct Pool {
+    directory: PoolDirectory,
+    pub(crate) kms: Box<dyn Kms>,
+}
+
+impl Pool {
+    /// A pool whose keys come from `kms`, which is called for encrypted volumes only.
+    pub fn new(directory: PoolDirectory, kms: Box<dyn Kms>) -> Self {
+        Self { directory, kms }
+    }
+
+    pub(crate) fn volumes_dir(&self) -> PathBuf {
+        self.directory.path.join("volumes")
+    }
+
+    pub(crate) fn directory(&self, id: VolumeId) -> VolumeDirectory {
+        VolumeDirectory::new(self.volumes_dir().join(id.to_string()))
+    }
+
+    /// Held while names appear in `volumes/`, and while backings are compared.
+    pub(crate) fn lock_names(&self) -> Result<LockFile, ControlError> {
+        Ok(LockFile::exclusive(self.volumes_dir().join(".lock"))?)
+    }
+
+    /// The volume's record, and its directory.
+    pub(crate) fn load(&self, id: VolumeId) -> Result<(VolumeDirectory, VolumeRecord), ControlError> {
+        let directory = self.directory(id);
+        self.require(id)?;
+        let record = load_record(&directory)?;
+        if record.volume_id != id {
+            return Err(ControlError::Misplaced { id, found: record.volume_id });
+        }
+        Ok((directory, record))
+    }
+
+    /// Refuses an id that no volume has.
+    pub(crate) fn require(&self, id: VolumeId) -> Result<(), ControlError> {
+        let path = self.directory(id).path().to_owned();
+        match fs::metadata(&path) {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ControlError::VolumeNotFound { id }),
+            Err(source) => Err(ControlError::Pool { path, source }),
+        }
+    }
+
+    /// Every volume's id, sorted.
+    pub(crate) fn volume_ids(&self) -> Result<Vec<VolumeId>, ControlError> {
+        let mut ids: Vec<VolumeId> = self.names()?.iter().filter_map(|name| name.parse().ok()).collect();
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    /// Every name in `volumes/`, those of unfinished and deleted volumes too.
+    pub(crate) fn names(&self) -> Result<Vec<String>, ControlError> {
+        let path = self.volumes_dir();
+        let failed = |source| ControlError::Pool { path: path.clone(), source };
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&path).map_err(failed)? {
+            names.extend(entry.map_err(failed)?.file_name().into_string());
+        }
+        Ok(names)
+    }
+}
+
+pub(crate) fn load_record(directory: &VolumeDirectory) -> Result<VolumeRecord, ControlError> {
+    Ok(RecordFile::<VolumeRecord>::new(directory.record_path()).load()?)
+}
+
+/// Makes a change of names in `dir` durable.
+pub(crate) fn sync_directory(dir: &Path) -> Result<(), ControlError> {
+    fs::File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|source| ControlError::Pool { path: dir.to_owned(), source })
+}
