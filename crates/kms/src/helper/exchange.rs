@@ -32,7 +32,7 @@ pub(super) enum Fault {
     ShortReply(&'static str, Ending),
     #[error("wrote {0} bytes of key instead of 64{1}")]
     ShortKey(usize, Ending),
-    #[error("wrote more than its reply")]
+    #[error("wrote bytes after the end of its reply")]
     LongReply,
     #[error("announced a reply of more than 1 MiB")]
     HugeReply,
