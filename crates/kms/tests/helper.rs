@@ -9,17 +9,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use sealblk_keymem::DataKey;
-use sealblk_kms::helper::{HelperKms, ProviderConfig, serve_helper};
-use sealblk_kms::local::Scope;
-use sealblk_kms::{
-    DecryptRequest, EncryptionContext, GrantId, Kms, KmsError, KmsErrorKind, Principal, WrappedKey,
-};
+use sealblk_kms::helper::{HelperKms, serve_helper};
+use sealblk_kms::{DecryptRequest, EncryptionContext, GrantId, Kms, KmsError, KmsErrorKind, WrappedKey};
 use store::{
-    OTHER_VOLUME, TestStore, VOLUME, attachment, attachment_grant, context, default_key, owner, volume_key,
+    OTHER_VOLUME, PATIENCE, TestStore, VOLUME, attachment, attachment_grant, context, default_key, helper,
+    helper_with, volume_key,
 };
 
-/// Longer than any helper here should need.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// The reply before a data key, as printf(1) writes it.
 const KEY_FOLLOWS: &str = r#"printf '\020\000\000\000{"Ok":"DataKey"}'"#;
 
@@ -29,21 +25,6 @@ const KEY_FOLLOWS: &str = r#"printf '\020\000\000\000{"Ok":"DataKey"}'"#;
 fn helper_process() {
     let Ok(stdout) = File::options().write(true).open("/proc/self/fd/3") else { return };
     serve_helper(std::io::stdin(), stdout).expect("served");
-}
-
-fn helper_with(store: &TestStore, caller: Principal) -> HelperKms {
-    let script = "exec \"$0\" --exact helper_process --ignored --quiet 3>&1 >/dev/null";
-    let this = std::env::current_exe().expect("this test's binary");
-    HelperKms {
-        program: PathBuf::from("/bin/sh"),
-        args: vec!["-c".into(), script.into(), this.into_os_string()],
-        provider: ProviderConfig::Local { dir: store.dir(), scope: Scope::default(), caller },
-        timeout: PATIENCE,
-    }
-}
-
-fn helper(store: &TestStore) -> HelperKms {
-    helper_with(store, owner())
 }
 
 fn misbehaving(script: &str) -> HelperKms {

@@ -3,7 +3,9 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use sealblk_kms::helper::{HelperKms, ProviderConfig};
 use sealblk_kms::local::{LocalKms, Scope};
 use sealblk_kms::{
     DecryptRequest, EncryptionContext, GrantOperation, GrantRequest, KeyMetadata, Kms, KmsError, Principal,
@@ -13,6 +15,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub(crate) const VOLUME: &str = "vol-0123456789abcdef0";
+/// Longer than any helper process in a test should need.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) const OTHER_VOLUME: &str = "vol-0123456789abcdef1";
 
 /// A fresh store; the directory goes with the value.
@@ -96,4 +100,22 @@ pub(crate) fn attachment_grant(key: &str, resource: &str) -> GrantRequest {
         constraint: context(resource),
         name: Some(resource.to_owned()),
     }
+}
+
+/// Calls through a helper, which is the ignored test `helper_process` of the test file that asks: its own binary,
+/// with the harness's output sent elsewhere and the reply on descriptor 3.
+pub(crate) fn helper_with(store: &TestStore, caller: Principal) -> HelperKms {
+    let script = "exec \"$0\" --exact helper_process --ignored --quiet 3>&1 >/dev/null";
+    let this = std::env::current_exe().expect("this test's binary");
+    HelperKms {
+        program: PathBuf::from("/bin/sh"),
+        args: vec!["-c".into(), script.into(), this.into_os_string()],
+        provider: ProviderConfig::Local { dir: store.dir(), scope: Scope::default(), caller },
+        timeout: PATIENCE,
+    }
+}
+
+/// As the store's owner.
+pub(crate) fn helper(store: &TestStore) -> HelperKms {
+    helper_with(store, owner())
 }
