@@ -140,7 +140,7 @@ where
             Ok(request) => request,
             Err(error) => {
                 link.discard(&self.shared, payload_bytes).await?;
-                self.shared.queue(simple_reply(cookie, Err(error)), None);
+                self.shared.queue(simple_reply(cookie, Some(error)), None);
                 return Ok(None);
             }
         };
@@ -182,10 +182,8 @@ where
     /// Queues the reply to a request that was carried out. Data goes with a successful READ only: what a
     /// failed one left in its buffer is nobody's business.
     fn reply(&self, cookie: u64, request: &Request, (outcome, buffer): Done) {
-        let header = simple_reply(
-            cookie,
-            outcome.as_ref().map(|()| ()).map_err(|error| WireError::of(error, request)),
-        );
+        let error = outcome.as_ref().err().map(|error| WireError::of(error, request));
+        let header = simple_reply(cookie, error);
         if outcome.is_ok() && matches!(request, Request::Read { .. }) {
             return self.shared.queue(header, buffer);
         }

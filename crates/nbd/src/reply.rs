@@ -49,9 +49,10 @@ impl WireError {
     }
 }
 
-/// The header of a simple reply. After a successful READ the data follows; otherwise nothing does.
-pub fn simple_reply(cookie: u64, outcome: Result<(), WireError>) -> [u8; wire::SIMPLE_REPLY_BYTES] {
-    let error = outcome.err().map_or(0, WireError::code);
+/// The header of a simple reply: success, or an error. After a successful READ the data follows; otherwise
+/// nothing does.
+pub fn simple_reply(cookie: u64, error: Option<WireError>) -> [u8; wire::SIMPLE_REPLY_BYTES] {
+    let error = error.map_or(0, WireError::code);
     let mut header = [0; wire::SIMPLE_REPLY_BYTES];
     header[..4].copy_from_slice(&wire::SIMPLE_REPLY_MAGIC.to_be_bytes());
     header[4..8].copy_from_slice(&error.to_be_bytes());

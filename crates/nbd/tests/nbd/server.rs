@@ -1,0 +1,206 @@
+//! Many clients at a time, and what one of them must not be able to do to the others.
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use sealblk_block::{BlockDevice, BlockError, ByteDevice, Geometry, MemoryDevice, MemoryLane, Operation};
+use sealblk_nbd::{ConnectionEvent, Events, Limits, Listener, ServeReport, Server};
+use sealblk_testkit::nbd_client::{NbdClient, RequestHeader};
+use tokio::sync::oneshot;
+
+use crate::gated::{Gate, GatedDevice};
+use crate::support::{SIZE, info};
+
+/// A server on a Unix socket and a TCP port, on a thread of its own.
+struct Running {
+    directory: tempfile::TempDir,
+    tcp: std::net::SocketAddr,
+    stop: oneshot::Sender<()>,
+    thread: std::thread::JoinHandle<ServeReport>,
+    ended: std::sync::mpsc::Receiver<()>,
+}
+
+/// Tells the test whenever a connection is over.
+struct Ends(std::sync::mpsc::Sender<()>);
+
+impl Events for Ends {
+    fn connection(&mut self, _: u64, event: ConnectionEvent<'_>) {
+        if matches!(event, ConnectionEvent::Ended(_) | ConnectionEvent::Panicked(_)) {
+            let _ = self.0.send(());
+        }
+    }
+}
+
+fn run<D: BlockDevice>(device: D, limits: Limits) -> Running {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("socket");
+    let (stop, stopped) = oneshot::channel();
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let (ends, ended) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::LocalRuntime::new().expect("a runtime");
+        runtime.block_on(async move {
+            let unix = tokio::net::UnixListener::bind(path).expect("a socket");
+            let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            ready.send(tcp.local_addr().expect("an address")).expect("the test waits");
+            let server = Server::new(ByteDevice::new(device), info(), limits);
+            let shutdown = async {
+                let _ = stopped.await;
+            };
+            let listeners = vec![Listener::Unix(unix), Listener::Tcp(tcp)];
+            server.serve(listeners, shutdown, &mut Ends(ends)).await
+        })
+    });
+    let tcp = is_ready.recv().expect("the server starts");
+    Running { directory, tcp, stop, thread, ended }
+}
+
+impl Running {
+    fn unix(&self) -> NbdClient<UnixStream> {
+        let stream = UnixStream::connect(self.directory.path().join("socket")).expect("a connection");
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+        NbdClient::new(stream)
+    }
+
+    fn wait_for_end(&self) {
+        self.ended.recv_timeout(Duration::from_secs(20)).expect("a connection ends");
+    }
+
+    fn stop(self) -> ServeReport {
+        self.stop.send(()).expect("the server runs");
+        self.thread.join().expect("the server does not panic")
+    }
+}
+
+fn memory() -> MemoryDevice {
+    MemoryDevice::new(SIZE / 512)
+}
+
+#[test]
+fn unix_and_tcp_clients_see_the_same_bytes() {
+    let server = run(memory(), Limits::default());
+    let mut unix = server.unix();
+    let mut tcp = NbdClient::new(std::net::TcpStream::connect(server.tcp).expect("a connection"));
+    assert_eq!(unix.go("").expect("GO is answered"), tcp.go("").expect("GO is answered"));
+    unix.write(12_345, b"over a socket").expect("a reply").expect("written");
+    assert_eq!(tcp.read(12_345, 13).expect("a reply").expect("data"), b"over a socket");
+    tcp.disconnect().expect("sent");
+    unix.disconnect().expect("sent");
+    drop((unix, tcp));
+    server.wait_for_end();
+    server.wait_for_end();
+    assert_eq!(server.stop(), ServeReport { served: 2, ..ServeReport::default() });
+}
+
+#[test]
+fn cve_2017_9524_a_flood_of_clients_that_close_at_once_does_no_harm() {
+    let server = run(memory(), Limits { max_connections: 1000, ..Limits::default() });
+    for _ in 0..1000 {
+        drop(server.unix());
+    }
+    for _ in 0..1000 {
+        server.wait_for_end();
+    }
+    let mut client = server.unix();
+    client.go("").expect("GO is answered");
+    assert_eq!(client.read(0, 3).expect("a reply"), Ok(vec![0; 3]));
+    drop(client);
+    server.wait_for_end();
+    let report = server.stop();
+    assert_eq!((report.served, report.panicked, report.stuck), (1001, 0, 0));
+}
+
+#[test]
+fn nbd_a106_connections_over_the_cap_are_closed_and_slots_come_back() {
+    let server = run(memory(), Limits { max_connections: 2, ..Limits::default() });
+    let (mut first, mut second) = (server.unix(), server.unix());
+    first.go("").expect("GO is answered");
+    second.go("").expect("GO is answered");
+    let mut third = server.unix();
+    assert_eq!(third.stream().read(&mut [0; 18]).expect("the end"), 0);
+    first.disconnect().expect("sent");
+    drop(first);
+    server.wait_for_end();
+    server.unix().go("").expect("the slot is free again");
+    assert_eq!(second.read(0, 1).expect("a reply"), Ok(vec![0]));
+    drop(second);
+    let report = server.stop();
+    assert_eq!((report.served, report.refused), (3, 1));
+}
+
+#[test]
+fn nbd_a101_stopping_under_load_answers_what_was_accepted() {
+    let gate = Gate::default();
+    let server = run(GatedDevice { memory: memory(), gate: gate.clone() }, Limits::default());
+    let mut client = server.unix();
+    client.go("").expect("GO is answered");
+    gate.close_from(0);
+    for cookie in 0..64 {
+        let header = RequestHeader { cookie, command: 1, offset: 512 * cookie, length: 512, flags: 0 };
+        client.send_request(header, &[7; 512]).expect("sent");
+    }
+    gate.wait_for_arrivals(32);
+    let opener = std::thread::spawn(move || {
+        for _ in 0..64 {
+            assert_eq!(client.reply().expect("a reply").1, 0);
+        }
+        assert_eq!(client.receive_rest().expect("the end"), b"");
+    });
+    gate.open();
+    let report = server.stop();
+    opener.join().expect("64 replies");
+    assert_eq!((report.served, report.cut, report.failed), (1, 0, 0));
+}
+
+#[test]
+fn cve_2024_7409_a_client_that_does_not_go_is_cut_when_the_server_stops() {
+    let gate = Gate::default();
+    let limits = Limits { drain: Duration::from_millis(300), ..Limits::default() };
+    let server = run(GatedDevice { memory: memory(), gate: gate.clone() }, limits);
+    let mut client = server.unix();
+    client.go("").expect("GO is answered");
+    gate.close_from(0);
+    client.send(&RequestHeader { length: 512, ..RequestHeader::default() }.to_bytes()).expect("sent");
+    gate.wait_for_arrivals(1);
+    // In the middle of a message, with a request that never completes.
+    client.send(&RequestHeader::default().to_bytes()[..20]).expect("sent");
+    let report = server.stop();
+    assert_eq!((report.served, report.cut, report.stuck), (1, 1, 0));
+    assert_eq!(client.receive_rest().unwrap_or_default(), b"");
+}
+
+/// Opens a lane, or panics, or fails: by the number of the connection.
+struct Flaky(MemoryDevice, std::sync::atomic::AtomicUsize);
+
+impl BlockDevice for Flaky {
+    type Lane = MemoryLane;
+
+    fn geometry(&self) -> Geometry {
+        self.0.geometry()
+    }
+
+    fn open_lane(&self) -> Result<MemoryLane, BlockError> {
+        match self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+            1 => panic!("a lane that panics, for a test"),
+            2 => Err(BlockError::Unsupported { operation: Operation::Open }),
+            _ => self.0.open_lane(),
+        }
+    }
+}
+
+#[test]
+fn a_panic_or_failure_of_one_connection_leaves_the_others_alone() {
+    let server = run(Flaky(memory(), std::sync::atomic::AtomicUsize::new(0)), Limits::default());
+    let mut good = server.unix();
+    good.go("").expect("GO is answered");
+    for _ in 0..2 {
+        server.unix().go("").expect_err("the connection ends");
+        server.wait_for_end();
+    }
+    assert_eq!(good.read(0, 1).expect("a reply"), Ok(vec![0]));
+    server.unix().go("").expect("GO is answered");
+    drop(good);
+    let report = server.stop();
+    assert_eq!((report.served, report.panicked, report.failed), (4, 1, 1));
+}
