@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 mod backing;
+pub mod blank;
 mod buffer;
 mod bytes;
 mod device;
