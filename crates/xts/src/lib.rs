@@ -50,6 +50,7 @@
 
 mod arch;
 mod cipher;
+mod field;
 mod kernel;
 mod portable;
 mod sectors;

@@ -11,6 +11,7 @@ use aes::{Aes256, Block};
 
 use crate::SECTOR_BYTES;
 use crate::cipher::{Direction, HALF_BYTES};
+use crate::field::times_x_to;
 use crate::sectors::Sectors;
 
 /// Blocks in a sector.
@@ -98,17 +99,9 @@ fn batch_tweaks<'t>(
     &tweaks[..count]
 }
 
-/// `T, T·x, … T·x^31`, each computed from `T` itself: four independent steps of the formula in the crate's
-/// header, not a chain of 31.
+/// `T, T·x, … T·x^31`, each computed from `T` itself: independent of each other, not a chain of 31 doublings.
 fn sector_tweaks(tweak: u128) -> SectorTweaks {
     std::array::from_fn(|power| times_x_to(tweak, power as u32))
-}
-
-/// `tweak · x^power` for `power < 58`. The product with 0x87 = x^7 + x^2 + x + 1 is four shifts.
-fn times_x_to(tweak: u128, power: u32) -> u128 {
-    let carry = ((tweak >> 64) as u64).unbounded_shr(64 - power);
-    let reduced = carry ^ (carry << 1) ^ (carry << 2) ^ (carry << 7);
-    (tweak << power) ^ u128::from(reduced)
 }
 
 /// The tweak value of the sector `count` after the one that has `value`.
@@ -131,22 +124,6 @@ fn as_blocks(batch: &mut [u8]) -> &mut [Block] {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// IEEE 1619 clause 5.2: shift left by one bit; if a bit fell out, xor the lowest byte with 0x87.
-    fn double(tweak: u128) -> u128 {
-        (tweak << 1) ^ if tweak >> 127 == 1 { 0x87 } else { 0 }
-    }
-
-    #[test]
-    fn tweaks_of_a_sector_are_repeated_doublings() {
-        for tweak in [1, 1 << 127, u128::MAX, 0x8000_0000_0000_0001_8000_0000_0000_0001, 0xfeed << 110] {
-            let mut expected = tweak;
-            for actual in sector_tweaks(tweak) {
-                assert_eq!(actual, expected);
-                expected = double(expected);
-            }
-        }
-    }
 
     #[test]
     fn only_the_low_half_of_a_tweak_value_counts_on() {

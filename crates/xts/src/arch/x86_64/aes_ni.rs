@@ -2,24 +2,20 @@
 
 use std::arch::asm;
 use std::arch::x86_64::{
-    __m128i, _mm_aesdec_si128, _mm_aesdeclast_si128, _mm_aesenc_si128, _mm_aesenclast_si128,
-    _mm_clmulepi64_si128, _mm_cvtsi64_si128, _mm_loadu_si128, _mm_set_epi64x, _mm_set1_epi64x,
-    _mm_shuffle_epi32, _mm_sll_epi64, _mm_srl_epi64, _mm_storeu_si128, _mm_xor_si128,
+    __m128i, _mm_add_epi64, _mm_clmulepi64_si128, _mm_cvtsi64_si128, _mm_loadu_si128, _mm_set_epi64x,
+    _mm_set1_epi64x, _mm_shuffle_epi32, _mm_sll_epi64, _mm_srl_epi64, _mm_storeu_si128, _mm_xor_si128,
 };
 
-use super::schedule::RoundKeys;
+use super::schedule::{RoundKeys, Schedule};
 use super::sectors::{self, Run};
-use super::vector::{SWAP_HALVES, Vector};
-
-/// Eight registers hold the tweaks of eight sectors.
-const TWEAK_VECTORS: usize = 8;
+use super::vector::{GROUP, SWAP_HALVES, Vector, aes, sse};
 
 /// # Safety
 /// The processor has AES-NI and PCLMULQDQ.
 #[target_feature(enable = "aes,pclmulqdq")]
 pub(super) unsafe fn encrypt(keys: &RoundKeys, run: Run<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { sectors::run::<__m128i, TWEAK_VECTORS, false>(keys, run) };
+    unsafe { sectors::run::<__m128i, false>(keys, run) };
     clear_registers();
 }
 
@@ -28,7 +24,7 @@ pub(super) unsafe fn encrypt(keys: &RoundKeys, run: Run<'_>) {
 #[target_feature(enable = "aes,pclmulqdq")]
 pub(super) unsafe fn decrypt(keys: &RoundKeys, run: Run<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { sectors::run::<__m128i, TWEAK_VECTORS, true>(keys, run) };
+    unsafe { sectors::run::<__m128i, true>(keys, run) };
     clear_registers();
 }
 
@@ -50,69 +46,85 @@ fn clear_registers() {
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks, reason = "one contract for all, stated by the trait")]
 impl Vector for __m128i {
     const BLOCKS: usize = 1;
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "aes,pclmulqdq")]
     unsafe fn load(from: *const u8) -> Self {
+        // SAFETY: the caller's promise.
         unsafe { _mm_loadu_si128(from.cast()) }
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "aes,pclmulqdq")]
     unsafe fn store(self, to: *mut u8) {
+        // SAFETY: the caller's promise.
         unsafe { _mm_storeu_si128(to.cast(), self) }
     }
 
-    #[inline(always)]
-    unsafe fn broadcast(from: *const u8) -> Self {
-        unsafe { _mm_loadu_si128(from.cast()) }
+    #[inline]
+    #[target_feature(enable = "aes,pclmulqdq")]
+    unsafe fn xor(self, other: Self) -> Self {
+        _mm_xor_si128(self, other)
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "aes,pclmulqdq")]
     unsafe fn counting(low: u64, high: u64) -> Self {
-        unsafe { _mm_set_epi64x(high.cast_signed(), low.cast_signed()) }
+        _mm_set_epi64x(high.cast_signed(), low.cast_signed())
     }
 
-    #[inline(always)]
-    unsafe fn ascending_powers(self) -> Self {
-        self
+    #[inline]
+    #[target_feature(enable = "aes,pclmulqdq")]
+    unsafe fn add_to_low(self, count: u64) -> Self {
+        _mm_add_epi64(self, _mm_set_epi64x(0, count.cast_signed()))
     }
 
-    /// As `reduced` in `vaes_512` says.
-    #[inline(always)]
-    unsafe fn times_x_to(self, power: u32) -> Self {
-        unsafe {
-            let halves = _mm_sll_epi64(self, _mm_cvtsi64_si128(power.into()));
-            let swapped = _mm_shuffle_epi32::<SWAP_HALVES>(self);
-            let carries = _mm_srl_epi64(swapped, _mm_cvtsi64_si128((64 - power).into()));
+    /// `reduced` in `vaes_256` explains the steps.
+    #[inline]
+    #[target_feature(enable = "aes,pclmulqdq")]
+    unsafe fn powers(tweak: u128) -> [Self; GROUP] {
+        let first = _mm_set_epi64x(((tweak >> 64) as u64).cast_signed(), (tweak as u64).cast_signed());
+        let swapped = _mm_shuffle_epi32::<SWAP_HALVES>(first);
+        let mut powers = [first; GROUP];
+        for (index, place) in powers.iter_mut().enumerate() {
+            let power = index as i64;
+            let halves = _mm_sll_epi64(first, _mm_cvtsi64_si128(power));
+            let carries = _mm_srl_epi64(swapped, _mm_cvtsi64_si128(64 - power));
             let product = _mm_clmulepi64_si128::<0x00>(carries, _mm_set1_epi64x(0x86));
-            _mm_xor_si128(_mm_xor_si128(halves, carries), product)
+            *place = _mm_xor_si128(_mm_xor_si128(halves, carries), product);
+        }
+        powers
+    }
+
+    #[inline]
+    #[target_feature(enable = "aes,pclmulqdq")]
+    unsafe fn encrypt(blocks: &mut [Self; GROUP], keys: &Schedule) {
+        // SAFETY: it reads the round keys and changes the registers it names.
+        unsafe {
+            aes!(sse, xmm_reg, "movdqa", ["pxor", "aesenc", "aesenclast"], keys, blocks,
+                [b0 0, b1 1, b2 2, b3 3, b4 4, b5 5, b6 6, b7 7]);
         }
     }
 
-    #[inline(always)]
-    unsafe fn xor(self, other: Self) -> Self {
-        unsafe { _mm_xor_si128(self, other) }
+    #[inline]
+    #[target_feature(enable = "aes,pclmulqdq")]
+    unsafe fn decrypt(blocks: &mut [Self; GROUP], keys: &Schedule) {
+        // SAFETY: it reads the round keys and changes the registers it names.
+        unsafe {
+            aes!(sse, xmm_reg, "movdqa", ["pxor", "aesdec", "aesdeclast"], keys, blocks,
+                [b0 0, b1 1, b2 2, b3 3, b4 4, b5 5, b6 6, b7 7]);
+        }
     }
 
-    #[inline(always)]
-    unsafe fn encrypt_round(self, key: Self) -> Self {
-        unsafe { _mm_aesenc_si128(self, key) }
-    }
-
-    #[inline(always)]
-    unsafe fn encrypt_last(self, key: Self) -> Self {
-        unsafe { _mm_aesenclast_si128(self, key) }
-    }
-
-    #[inline(always)]
-    unsafe fn decrypt_round(self, key: Self) -> Self {
-        unsafe { _mm_aesdec_si128(self, key) }
-    }
-
-    #[inline(always)]
-    unsafe fn decrypt_last(self, key: Self) -> Self {
-        unsafe { _mm_aesdeclast_si128(self, key) }
+    #[inline]
+    #[target_feature(enable = "aes,pclmulqdq")]
+    unsafe fn encrypt_half(blocks: &mut [Self; GROUP / 2], keys: &Schedule) {
+        // SAFETY: it reads the round keys and changes the registers it names.
+        unsafe {
+            aes!(sse, xmm_reg, "movdqa", ["pxor", "aesenc", "aesenclast"], keys, blocks,
+                [b0 0, b1 1, b2 2, b3 3]);
+        }
     }
 }

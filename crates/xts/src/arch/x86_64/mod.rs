@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | `aes_ni` | `xmm` | 1 | AES-NI, PCLMULQDQ |
 //! | `vaes_256` | `ymm` | 2 | AVX2, VAES, VPCLMULQDQ |
-//! | `vaes_512` | `zmm` | 4 | AVX-512F, VAES, VPCLMULQDQ |
+//! | `vaes_512` | `zmm` | 4 | AVX-512F, AVX-512 VBMI2, VAES |
 //!
 //! # What stays behind after a call
 //!
@@ -76,12 +76,14 @@ impl VectorCipher {
 
 /// Whether the processor and the operating system let `kernel` run. The standard library remembers the answer.
 pub(crate) fn is_available(kernel: Kernel) -> bool {
-    let aes = is_x86_feature_detected!("aes") && is_x86_feature_detected!("pclmulqdq");
-    let vaes = aes && is_x86_feature_detected!("vaes") && is_x86_feature_detected!("vpclmulqdq");
+    let aes = is_x86_feature_detected!("aes");
+    let vaes = aes && is_x86_feature_detected!("vaes");
     match kernel {
         Kernel::Portable => false,
-        Kernel::AesNi => aes,
-        Kernel::Vaes256 => vaes && is_x86_feature_detected!("avx2"),
-        Kernel::Vaes512 => vaes && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("avx512f"),
+        Kernel::AesNi => aes && is_x86_feature_detected!("pclmulqdq"),
+        Kernel::Vaes256 => vaes && is_x86_feature_detected!("vpclmulqdq") && is_x86_feature_detected!("avx2"),
+        Kernel::Vaes512 => {
+            vaes && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vbmi2")
+        }
     }
 }

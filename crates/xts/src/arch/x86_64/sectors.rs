@@ -1,21 +1,22 @@
 //! The algorithm of all three kernels: XTS over a run of sectors, on vectors of any width.
 //!
-//! AES instructions have a latency of 3 to 8 cycles and a throughput of one or two a cycle, so what counts is
-//! to have enough independent ones under way. Eight vectors of data are, and for the tweaks of a batch of sectors
-//! up to eight. Everything else (tweak powers, the two xors of a block, loads and stores) fits beside them on the
-//! processor's other ports; out-of-order execution lets the end of one group of eight overlap the next one's beginning.
+//! What limits it is the rate at which a processor starts AES instructions, so there must always be independent ones
+//! ready: a group of eight vectors of data at a time, and the tweaks of a whole batch of sectors together.
+//! Everything else (powers of tweaks, the two xors of a block, loads and stores) fits beside them on
+//! other ports, and out-of-order execution lets the end of one group overlap the beginning of the next one.
 
+use std::arch::asm;
 use std::marker::PhantomData;
 
-use super::schedule::{ROUNDS, RoundKey, RoundKeys, Schedule};
-use super::vector::Vector;
+use super::schedule::{RoundKey, RoundKeys, Schedule};
+use super::vector::{GROUP, Vector};
 use crate::SECTOR_BYTES;
 use crate::sectors::Sectors;
 
-/// Vectors of data under way together.
-const GROUP: usize = 8;
+/// Vectors of tweaks that are encrypted together, once for as many sectors as they have blocks.
+const TWEAK_VECTORS: usize = GROUP / 2;
 
-/// The most sectors whose initial tweaks are encrypted together.
+/// The most sectors in a batch: `TWEAK_VECTORS` of the widest vector.
 const MAX_BATCH: usize = 16;
 
 /// Where a run of sectors is read and written, and the tweak value of its first sector.
@@ -32,7 +33,10 @@ impl<'a> Run<'a> {
     pub(super) fn over(first_tweak: u128, sectors: Sectors<'a>) -> Self {
         let count = sectors.count();
         let (from, to) = match sectors {
-            Sectors::InPlace(sectors) => (sectors.as_ptr(), sectors.as_mut_ptr()),
+            Sectors::InPlace(sectors) => {
+                let to = sectors.as_mut_ptr();
+                (to.cast_const(), to)
+            }
             Sectors::Apart { from, to } => (from.as_ptr(), to.as_mut_ptr()),
         };
         Self { from, to, sectors: count, first_tweak, buffers: PhantomData }
@@ -41,17 +45,24 @@ impl<'a> Run<'a> {
 
 /// Encrypted tweaks `T(n, 0)` of a batch of sectors.
 #[repr(align(64))]
-pub(super) struct InitialTweaks([RoundKey; MAX_BATCH]);
+struct InitialTweaks([RoundKey; MAX_BATCH]);
 
-/// Encrypts (or decrypts) a run, `TWEAK_VECTORS` vectors of initial tweaks at a time.
+impl InitialTweaks {
+    /// Overwrites them, in a way that the compiler cannot take for useless.
+    #[inline(always)]
+    fn wipe(&mut self) {
+        self.0 = [[0; 16]; MAX_BATCH];
+        // SAFETY: it does nothing; the compiler must assume that it reads what the pointer leads to.
+        unsafe { asm!("/* {} */", in(reg) self.0.as_ptr(), options(nostack, preserves_flags)) };
+    }
+}
+
+/// Encrypts (or decrypts) a run.
 ///
 /// # Safety
 /// The processor has the instructions of `V`'s kernel.
 #[inline(always)]
-pub(super) unsafe fn run<V: Vector, const TWEAK_VECTORS: usize, const DECRYPT: bool>(
-    keys: &RoundKeys,
-    run: Run<'_>,
-) {
+pub(super) unsafe fn run<V: Vector, const DECRYPT: bool>(keys: &RoundKeys, run: Run<'_>) {
     let mut tweaks = InitialTweaks([[0; 16]; MAX_BATCH]);
     let (mut from, mut to) = (run.from, run.to);
     let (mut low, high) = (run.first_tweak as u64, (run.first_tweak >> 64) as u64);
@@ -60,9 +71,9 @@ pub(super) unsafe fn run<V: Vector, const TWEAK_VECTORS: usize, const DECRYPT: b
         let batch = left.min(TWEAK_VECTORS * V::BLOCKS);
         // SAFETY: the caller's promise; `left` sectors remain at both pointers.
         unsafe {
-            encrypt_tweaks::<V, TWEAK_VECTORS>(&keys.tweak, low, high, &mut tweaks);
+            encrypt_tweaks::<V>(&keys.tweak, low, high, &mut tweaks);
             for tweak in &tweaks.0[..batch] {
-                sector::<V, DECRYPT>(keys, tweak, from, to);
+                sector::<V, DECRYPT>(keys, u128::from_le_bytes(*tweak), from, to);
                 from = from.add(SECTOR_BYTES);
                 to = to.add(SECTOR_BYTES);
             }
@@ -70,24 +81,20 @@ pub(super) unsafe fn run<V: Vector, const TWEAK_VECTORS: usize, const DECRYPT: b
         low = low.wrapping_add(batch as u64);
         left -= batch;
     }
+    tweaks.wipe();
 }
 
-/// `T(n, 0)` for as many sectors from tweak value `high:low` on as `N` vectors hold.
+/// `T(n, 0)` for a whole batch of sectors, the first of which has the tweak value `high:low`.
 #[inline(always)]
-unsafe fn encrypt_tweaks<V: Vector, const N: usize>(
-    keys: &Schedule,
-    low: u64,
-    high: u64,
-    tweaks: &mut InitialTweaks,
-) {
-    const { assert!(N * V::BLOCKS <= MAX_BATCH) };
-    // SAFETY: the caller's promise about the processor; `N` vectors fit in `tweaks`.
+unsafe fn encrypt_tweaks<V: Vector>(keys: &Schedule, low: u64, high: u64, tweaks: &mut InitialTweaks) {
+    const { assert!(TWEAK_VECTORS * V::BLOCKS <= MAX_BATCH) };
+    // SAFETY: the caller's promise about the processor; the vectors fit in `tweaks`.
     unsafe {
-        let mut blocks = [V::counting(low, high); N];
+        let mut blocks = [V::counting(low, high); TWEAK_VECTORS];
         for (index, block) in blocks.iter_mut().enumerate() {
-            *block = V::counting(low.wrapping_add((index * V::BLOCKS) as u64), high);
+            *block = block.add_to_low((index * V::BLOCKS) as u64);
         }
-        cipher::<V, N, false>(keys, &mut blocks);
+        V::encrypt_half(&mut blocks, keys);
         for (index, block) in blocks.into_iter().enumerate() {
             block.store(tweaks.0.as_mut_ptr().add(index * V::BLOCKS).cast());
         }
@@ -98,63 +105,43 @@ unsafe fn encrypt_tweaks<V: Vector, const N: usize>(
 #[inline(always)]
 unsafe fn sector<V: Vector, const DECRYPT: bool>(
     keys: &RoundKeys,
-    tweak: &RoundKey,
+    tweak: u128,
     from: *const u8,
     to: *mut u8,
 ) {
-    let group_bytes = GROUP * V::BLOCKS * 16;
+    let group_blocks = GROUP * V::BLOCKS;
+    let mut tweak = tweak;
     // SAFETY: the caller's promises: the processor, and a sector at each pointer.
     unsafe {
         if DECRYPT && is_zero(from) {
             to.write_bytes(0, SECTOR_BYTES);
             return;
         }
-        let mut first = V::broadcast(tweak.as_ptr()).ascending_powers();
-        for group in 0..SECTOR_BYTES / group_bytes {
-            let offset = group * group_bytes;
-            self::group::<V, DECRYPT>(keys, first, from.add(offset), to.add(offset));
-            first = first.times_x_to((GROUP * V::BLOCKS) as u32);
+        for first_block in (0..SECTOR_BYTES / 16).step_by(group_blocks) {
+            let offset = first_block * 16;
+            group::<V, DECRYPT>(keys, tweak, from.add(offset), to.add(offset));
+            tweak = crate::field::times_x_to(tweak, group_blocks as u32);
         }
     }
 }
 
-/// `GROUP` vectors of one sector; `first` are the tweaks of the first vector.
+/// `GROUP` vectors of one sector; `tweak` is that of their first block.
 #[inline(always)]
-unsafe fn group<V: Vector, const DECRYPT: bool>(keys: &RoundKeys, first: V, from: *const u8, to: *mut u8) {
-    let schedule = if DECRYPT { &keys.decrypt } else { &keys.encrypt };
+unsafe fn group<V: Vector, const DECRYPT: bool>(keys: &RoundKeys, tweak: u128, from: *const u8, to: *mut u8) {
     // SAFETY: the caller's promises: the processor, and `GROUP` vectors at each pointer.
     unsafe {
-        let mut tweaks = [first; GROUP];
-        let mut blocks = [first; GROUP];
-        for index in 0..GROUP {
-            tweaks[index] = first.times_x_to((index * V::BLOCKS) as u32);
-            blocks[index] = V::load(from.add(index * V::BLOCKS * 16)).xor(tweaks[index]);
+        let tweaks = V::powers(tweak);
+        let mut blocks = tweaks;
+        for (index, block) in blocks.iter_mut().enumerate() {
+            *block = block.xor(V::load(from.add(index * V::BLOCKS * 16)));
         }
-        cipher::<V, GROUP, DECRYPT>(schedule, &mut blocks);
-        for index in 0..GROUP {
-            blocks[index].xor(tweaks[index]).store(to.add(index * V::BLOCKS * 16));
+        if DECRYPT {
+            V::decrypt(&mut blocks, &keys.decrypt);
+        } else {
+            V::encrypt(&mut blocks, &keys.encrypt);
         }
-    }
-}
-
-/// AES-256 over `N` vectors at once.
-#[inline(always)]
-unsafe fn cipher<V: Vector, const N: usize, const DECRYPT: bool>(schedule: &Schedule, blocks: &mut [V; N]) {
-    // SAFETY: the caller's promise about the processor; a round key is one block.
-    unsafe {
-        let key = V::broadcast(schedule[0].as_ptr());
-        for block in blocks.iter_mut() {
-            *block = block.xor(key);
-        }
-        for key in &schedule[1..ROUNDS] {
-            let key = V::broadcast(key.as_ptr());
-            for block in blocks.iter_mut() {
-                *block = if DECRYPT { block.decrypt_round(key) } else { block.encrypt_round(key) };
-            }
-        }
-        let key = V::broadcast(schedule[ROUNDS].as_ptr());
-        for block in blocks.iter_mut() {
-            *block = if DECRYPT { block.decrypt_last(key) } else { block.encrypt_last(key) };
+        for (index, (block, tweak)) in blocks.into_iter().zip(tweaks).enumerate() {
+            block.xor(tweak).store(to.add(index * V::BLOCKS * 16));
         }
     }
 }

@@ -2,25 +2,22 @@
 
 use std::arch::asm;
 use std::arch::x86_64::{
-    __m256i, _mm_cvtsi64_si128, _mm_loadu_si128, _mm256_aesdec_epi128, _mm256_aesdeclast_epi128,
-    _mm256_aesenc_epi128, _mm256_aesenclast_epi128, _mm256_broadcastsi128_si256, _mm256_clmulepi64_epi128,
-    _mm256_loadu_si256, _mm256_set_epi64x, _mm256_set1_epi64x, _mm256_shuffle_epi32, _mm256_sll_epi64,
-    _mm256_sllv_epi64, _mm256_srl_epi64, _mm256_srlv_epi64, _mm256_storeu_si256, _mm256_xor_si256,
+    __m256i, _mm_cvtsi64_si128, _mm_set_epi64x, _mm256_add_epi64, _mm256_broadcastsi128_si256,
+    _mm256_clmulepi64_epi128, _mm256_loadu_si256, _mm256_set_epi64x, _mm256_set1_epi64x,
+    _mm256_shuffle_epi32, _mm256_sll_epi64, _mm256_sllv_epi64, _mm256_srl_epi64, _mm256_srlv_epi64,
+    _mm256_storeu_si256, _mm256_xor_si256,
 };
 
-use super::schedule::RoundKeys;
+use super::schedule::{RoundKeys, Schedule};
 use super::sectors::{self, Run};
-use super::vector::{SWAP_HALVES, Vector};
-
-/// Eight registers hold the tweaks of 16 sectors.
-const TWEAK_VECTORS: usize = 8;
+use super::vector::{GROUP, SWAP_HALVES, Vector, aes, vex};
 
 /// # Safety
 /// The processor has AVX2, VAES and VPCLMULQDQ.
 #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
 pub(super) unsafe fn encrypt(keys: &RoundKeys, run: Run<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { sectors::run::<__m256i, TWEAK_VECTORS, false>(keys, run) };
+    unsafe { sectors::run::<__m256i, false>(keys, run) };
     clear_registers();
 }
 
@@ -29,7 +26,7 @@ pub(super) unsafe fn encrypt(keys: &RoundKeys, run: Run<'_>) {
 #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
 pub(super) unsafe fn decrypt(keys: &RoundKeys, run: Run<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { sectors::run::<__m256i, TWEAK_VECTORS, true>(keys, run) };
+    unsafe { sectors::run::<__m256i, true>(keys, run) };
     clear_registers();
 }
 
@@ -49,80 +46,96 @@ fn clear_registers() {
     }
 }
 
-/// As the function of this name in `vaes_512`.
+/// The last step of a multiplication by `x^j`: `halves` were shifted left by `j`, `carries` are the bits that this
+/// pushed out of the other half. Those of the low half belong at the bottom of the high one. Those of the high
+/// half come back at the bottom of the low one times 0x87: once as they are, and times 0x86.
 #[target_feature(enable = "avx2,vpclmulqdq")]
 fn reduced(halves: __m256i, carries: __m256i) -> __m256i {
     let product = _mm256_clmulepi64_epi128::<0x00>(carries, _mm256_set1_epi64x(0x86));
     _mm256_xor_si256(_mm256_xor_si256(halves, carries), product)
 }
 
-#[allow(clippy::undocumented_unsafe_blocks, reason = "one contract for all, stated by the trait")]
 impl Vector for __m256i {
     const BLOCKS: usize = 2;
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
     unsafe fn load(from: *const u8) -> Self {
+        // SAFETY: the caller's promise.
         unsafe { _mm256_loadu_si256(from.cast()) }
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
     unsafe fn store(self, to: *mut u8) {
+        // SAFETY: the caller's promise.
         unsafe { _mm256_storeu_si256(to.cast(), self) }
     }
 
-    #[inline(always)]
-    unsafe fn broadcast(from: *const u8) -> Self {
-        unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(from.cast())) }
-    }
-
-    #[inline(always)]
-    unsafe fn counting(low: u64, high: u64) -> Self {
-        let (low, high) = (low.cast_signed(), high.cast_signed());
-        unsafe { _mm256_set_epi64x(high, low.wrapping_add(1), high, low) }
-    }
-
-    #[inline(always)]
-    unsafe fn ascending_powers(self) -> Self {
-        unsafe {
-            let left = _mm256_set_epi64x(1, 1, 0, 0);
-            let right = _mm256_set_epi64x(63, 63, 64, 64);
-            let swapped = _mm256_shuffle_epi32::<SWAP_HALVES>(self);
-            reduced(_mm256_sllv_epi64(self, left), _mm256_srlv_epi64(swapped, right))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn times_x_to(self, power: u32) -> Self {
-        unsafe {
-            let left = _mm_cvtsi64_si128(power.into());
-            let right = _mm_cvtsi64_si128((64 - power).into());
-            let swapped = _mm256_shuffle_epi32::<SWAP_HALVES>(self);
-            reduced(_mm256_sll_epi64(self, left), _mm256_srl_epi64(swapped, right))
-        }
-    }
-
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
     unsafe fn xor(self, other: Self) -> Self {
-        unsafe { _mm256_xor_si256(self, other) }
+        _mm256_xor_si256(self, other)
     }
 
-    #[inline(always)]
-    unsafe fn encrypt_round(self, key: Self) -> Self {
-        unsafe { _mm256_aesenc_epi128(self, key) }
+    #[inline]
+    #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
+    unsafe fn counting(low: u64, high: u64) -> Self {
+        let first = _mm256_broadcastsi128_si256(_mm_set_epi64x(high.cast_signed(), low.cast_signed()));
+        _mm256_add_epi64(first, _mm256_set_epi64x(0, 1, 0, 0))
     }
 
-    #[inline(always)]
-    unsafe fn encrypt_last(self, key: Self) -> Self {
-        unsafe { _mm256_aesenclast_epi128(self, key) }
+    #[inline]
+    #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
+    unsafe fn add_to_low(self, count: u64) -> Self {
+        _mm256_add_epi64(self, _mm256_broadcastsi128_si256(_mm_set_epi64x(0, count.cast_signed())))
     }
 
-    #[inline(always)]
-    unsafe fn decrypt_round(self, key: Self) -> Self {
-        unsafe { _mm256_aesdec_epi128(self, key) }
+    #[inline]
+    #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
+    unsafe fn powers(tweak: u128) -> [Self; GROUP] {
+        let (low, high) = ((tweak as u64).cast_signed(), ((tweak >> 64) as u64).cast_signed());
+        let twice = _mm256_broadcastsi128_si256(_mm_set_epi64x(high, low));
+        let swapped = _mm256_shuffle_epi32::<SWAP_HALVES>(twice);
+        let halves = _mm256_sllv_epi64(twice, _mm256_set_epi64x(1, 1, 0, 0));
+        let first = reduced(halves, _mm256_srlv_epi64(swapped, _mm256_set_epi64x(63, 63, 64, 64)));
+        let swapped = _mm256_shuffle_epi32::<SWAP_HALVES>(first);
+        let mut powers = [first; GROUP];
+        for (index, place) in powers.iter_mut().enumerate() {
+            let power = (index * Self::BLOCKS) as i64;
+            let halves = _mm256_sll_epi64(first, _mm_cvtsi64_si128(power));
+            *place = reduced(halves, _mm256_srl_epi64(swapped, _mm_cvtsi64_si128(64 - power)));
+        }
+        powers
     }
 
-    #[inline(always)]
-    unsafe fn decrypt_last(self, key: Self) -> Self {
-        unsafe { _mm256_aesdeclast_epi128(self, key) }
+    #[inline]
+    #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
+    unsafe fn encrypt(blocks: &mut [Self; GROUP], keys: &Schedule) {
+        // SAFETY: it reads the round keys and changes the registers it names.
+        unsafe {
+            aes!(vex, ymm_reg, "vbroadcasti128", ["vpxor", "vaesenc", "vaesenclast"], keys, blocks,
+                [b0 0, b1 1, b2 2, b3 3, b4 4, b5 5, b6 6, b7 7]);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
+    unsafe fn decrypt(blocks: &mut [Self; GROUP], keys: &Schedule) {
+        // SAFETY: it reads the round keys and changes the registers it names.
+        unsafe {
+            aes!(vex, ymm_reg, "vbroadcasti128", ["vpxor", "vaesdec", "vaesdeclast"], keys, blocks,
+                [b0 0, b1 1, b2 2, b3 3, b4 4, b5 5, b6 6, b7 7]);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
+    unsafe fn encrypt_half(blocks: &mut [Self; GROUP / 2], keys: &Schedule) {
+        // SAFETY: it reads the round keys and changes the registers it names.
+        unsafe {
+            aes!(vex, ymm_reg, "vbroadcasti128", ["vpxor", "vaesenc", "vaesenclast"], keys, blocks,
+                [b0 0, b1 1, b2 2, b3 3]);
+        }
     }
 }

@@ -2,35 +2,31 @@
 
 use std::arch::asm;
 use std::arch::x86_64::{
-    __m512i, _mm_cvtsi64_si128, _mm_loadu_si128, _mm512_aesdec_epi128, _mm512_aesdeclast_epi128,
-    _mm512_aesenc_epi128, _mm512_aesenclast_epi128, _mm512_broadcast_i32x4, _mm512_clmulepi64_epi128,
-    _mm512_loadu_si512, _mm512_set_epi64, _mm512_set1_epi64, _mm512_shuffle_epi32, _mm512_sll_epi64,
-    _mm512_sllv_epi64, _mm512_srl_epi64, _mm512_srlv_epi64, _mm512_storeu_si512, _mm512_ternarylogic_epi64,
-    _mm512_xor_si512,
+    __m512i, _mm_set_epi64x, _mm512_add_epi64, _mm512_broadcast_i32x4, _mm512_loadu_si512, _mm512_set_epi64,
+    _mm512_set1_epi64, _mm512_shldv_epi64, _mm512_slli_epi64, _mm512_sllv_epi64, _mm512_srlv_epi64,
+    _mm512_storeu_si512, _mm512_sub_epi64, _mm512_ternarylogic_epi64, _mm512_unpackhi_epi64,
+    _mm512_unpacklo_epi64, _mm512_xor_si512,
 };
 
-use super::schedule::RoundKeys;
+use super::schedule::{RoundKeys, Schedule};
 use super::sectors::{self, Run};
-use super::vector::{SWAP_HALVES, Vector};
-
-/// Four registers hold the tweaks of 16 sectors; encrypting them takes no longer than encrypting one.
-const TWEAK_VECTORS: usize = 4;
+use super::vector::{GROUP, Vector, aes, vex};
 
 /// # Safety
-/// The processor has AVX-512F, VAES and VPCLMULQDQ.
-#[target_feature(enable = "avx512f,vaes,vpclmulqdq")]
+/// The processor has AVX-512F, AVX-512 VBMI2 and VAES.
+#[target_feature(enable = "avx512f,avx512vbmi2,vaes")]
 pub(super) unsafe fn encrypt(keys: &RoundKeys, run: Run<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { sectors::run::<__m512i, TWEAK_VECTORS, false>(keys, run) };
+    unsafe { sectors::run::<__m512i, false>(keys, run) };
     clear_registers();
 }
 
 /// # Safety
 /// As [`encrypt`].
-#[target_feature(enable = "avx512f,vaes,vpclmulqdq")]
+#[target_feature(enable = "avx512f,avx512vbmi2,vaes")]
 pub(super) unsafe fn decrypt(keys: &RoundKeys, run: Run<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { sectors::run::<__m512i, TWEAK_VECTORS, true>(keys, run) };
+    unsafe { sectors::run::<__m512i, true>(keys, run) };
     clear_registers();
 }
 
@@ -62,85 +58,97 @@ fn clear_registers() {
     }
 }
 
-/// The last step of a multiplication by `x^j`: `halves` were shifted left by `j`, `carries` are the bits that
-/// this pushed out of the other half. Those of the low half belong at the bottom of the high one. Those of the high
-/// half come back at the bottom of the low one, times 0x87: once as they are, and times 0x86.
-#[target_feature(enable = "avx512f,vpclmulqdq")]
-fn reduced(halves: __m512i, carries: __m512i) -> __m512i {
-    const XOR_OF_THREE: i32 = 0x96;
-    let product = _mm512_clmulepi64_epi128::<0x00>(carries, _mm512_set1_epi64(0x86));
-    _mm512_ternarylogic_epi64::<XOR_OF_THREE>(halves, carries, product)
+/// `a ⊕ b ⊕ c`.
+#[target_feature(enable = "avx512f")]
+fn xor3(a: __m512i, b: __m512i, c: __m512i) -> __m512i {
+    _mm512_ternarylogic_epi64::<0x96>(a, b, c)
 }
 
-// SAFETY of every block below: the trait's contract, which each method repeats.
-#[allow(clippy::undocumented_unsafe_blocks, reason = "one contract for all, stated by the trait")]
 impl Vector for __m512i {
     const BLOCKS: usize = 4;
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vbmi2,vaes")]
     unsafe fn load(from: *const u8) -> Self {
+        // SAFETY: the caller's promise.
         unsafe { _mm512_loadu_si512(from.cast()) }
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vbmi2,vaes")]
     unsafe fn store(self, to: *mut u8) {
+        // SAFETY: the caller's promise.
         unsafe { _mm512_storeu_si512(to.cast(), self) }
     }
 
-    #[inline(always)]
-    unsafe fn broadcast(from: *const u8) -> Self {
-        unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(from.cast())) }
-    }
-
-    #[inline(always)]
-    unsafe fn counting(low: u64, high: u64) -> Self {
-        let (low, high) = (low.cast_signed(), high.cast_signed());
-        let after = |count| low.wrapping_add(count);
-        unsafe { _mm512_set_epi64(high, after(3), high, after(2), high, after(1), high, low) }
-    }
-
-    #[inline(always)]
-    unsafe fn ascending_powers(self) -> Self {
-        unsafe {
-            let left = _mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0);
-            let right = _mm512_set_epi64(61, 61, 62, 62, 63, 63, 64, 64);
-            let swapped = _mm512_shuffle_epi32::<SWAP_HALVES>(self);
-            reduced(_mm512_sllv_epi64(self, left), _mm512_srlv_epi64(swapped, right))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn times_x_to(self, power: u32) -> Self {
-        unsafe {
-            let left = _mm_cvtsi64_si128(power.into());
-            let right = _mm_cvtsi64_si128((64 - power).into());
-            let swapped = _mm512_shuffle_epi32::<SWAP_HALVES>(self);
-            reduced(_mm512_sll_epi64(self, left), _mm512_srl_epi64(swapped, right))
-        }
-    }
-
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vbmi2,vaes")]
     unsafe fn xor(self, other: Self) -> Self {
-        unsafe { _mm512_xor_si512(self, other) }
+        _mm512_xor_si512(self, other)
     }
 
-    #[inline(always)]
-    unsafe fn encrypt_round(self, key: Self) -> Self {
-        unsafe { _mm512_aesenc_epi128(self, key) }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vbmi2,vaes")]
+    unsafe fn counting(low: u64, high: u64) -> Self {
+        let first = _mm512_broadcast_i32x4(_mm_set_epi64x(high.cast_signed(), low.cast_signed()));
+        _mm512_add_epi64(first, _mm512_set_epi64(0, 3, 0, 2, 0, 1, 0, 0))
     }
 
-    #[inline(always)]
-    unsafe fn encrypt_last(self, key: Self) -> Self {
-        unsafe { _mm512_aesenclast_epi128(self, key) }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vbmi2,vaes")]
+    unsafe fn add_to_low(self, count: u64) -> Self {
+        _mm512_add_epi64(self, _mm512_broadcast_i32x4(_mm_set_epi64x(0, count.cast_signed())))
     }
 
-    #[inline(always)]
-    unsafe fn decrypt_round(self, key: Self) -> Self {
-        unsafe { _mm512_aesdec_epi128(self, key) }
+    /// Low and high halves are computed apart, eight to a register, and put together at the end. The carry-less product
+    /// with 0x87 is three shifts: on Zen 4 VPCLMULQDQ would take turns with AES on the same ports, shifts do not.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vbmi2,vaes")]
+    unsafe fn powers(tweak: u128) -> [Self; GROUP] {
+        let tweak_low = _mm512_set1_epi64((tweak as u64).cast_signed());
+        let tweak_high = _mm512_set1_epi64(((tweak >> 64) as u64).cast_signed());
+        let mut powers = [tweak_low; GROUP];
+        for (index, pair) in powers.chunks_exact_mut(2).enumerate() {
+            // In this order unpacking gives the powers 0, 1, 2, 3 and 4, 5, 6, 7, plus 8 for each pair before.
+            let power = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
+            let power = _mm512_add_epi64(power, _mm512_set1_epi64(index as i64 * 8));
+            let carry = _mm512_srlv_epi64(tweak_high, _mm512_sub_epi64(_mm512_set1_epi64(64), power));
+            let product = xor3(carry, _mm512_slli_epi64::<1>(carry), _mm512_slli_epi64::<2>(carry));
+            let low = xor3(_mm512_sllv_epi64(tweak_low, power), _mm512_slli_epi64::<7>(carry), product);
+            let high = _mm512_shldv_epi64(tweak_high, tweak_low, power);
+            pair[0] = _mm512_unpacklo_epi64(low, high);
+            pair[1] = _mm512_unpackhi_epi64(low, high);
+        }
+        powers
     }
 
-    #[inline(always)]
-    unsafe fn decrypt_last(self, key: Self) -> Self {
-        unsafe { _mm512_aesdeclast_epi128(self, key) }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vbmi2,vaes")]
+    unsafe fn encrypt(blocks: &mut [Self; GROUP], keys: &Schedule) {
+        // SAFETY: it reads the round keys and changes the registers it names.
+        unsafe {
+            aes!(vex, zmm_reg, "vbroadcasti32x4", ["vpxorq", "vaesenc", "vaesenclast"], keys, blocks,
+                [b0 0, b1 1, b2 2, b3 3, b4 4, b5 5, b6 6, b7 7]);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vbmi2,vaes")]
+    unsafe fn decrypt(blocks: &mut [Self; GROUP], keys: &Schedule) {
+        // SAFETY: it reads the round keys and changes the registers it names.
+        unsafe {
+            aes!(vex, zmm_reg, "vbroadcasti32x4", ["vpxorq", "vaesdec", "vaesdeclast"], keys, blocks,
+                [b0 0, b1 1, b2 2, b3 3, b4 4, b5 5, b6 6, b7 7]);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vbmi2,vaes")]
+    unsafe fn encrypt_half(blocks: &mut [Self; GROUP / 2], keys: &Schedule) {
+        // SAFETY: it reads the round keys and changes the registers it names.
+        unsafe {
+            aes!(vex, zmm_reg, "vbroadcasti32x4", ["vpxorq", "vaesenc", "vaesenclast"], keys, blocks,
+                [b0 0, b1 1, b2 2, b3 3]);
+        }
     }
 }
