@@ -14,7 +14,7 @@ use xts_mode::{Xts128, get_tweak_default};
 
 /// Runs `test` where lanes may be opened.
 pub fn run<T>(test: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime");
     tokio::task::LocalSet::new().block_on(&runtime, test)
 }
 
