@@ -18,8 +18,14 @@ const UNITS: [(&str, u64); 14] = [
     ("", 1),
 ];
 
+/// A sector: what a size in units of 1000 is rounded up to.
+const SECTOR_BYTES: u64 = 512;
+
 /// Reads a size in bytes: a whole number and a unit of 1024 (`KiB`, `MiB`, `GiB`, `TiB`, or their first
-/// letter) or of 1000 (`kB`, `MB`, `GB`, `TB`). The volume's own limits are checked where it is created.
+/// letter) or of 1000 (`kB`, `MB`, `GB`, `TB`).
+///
+/// 500MB is no whole number of sectors; who writes it wants at least that much, and gets the next sector's end.
+/// Plain bytes are taken at their word. The volume's own limits are checked where it is created.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let trimmed = text.trim();
     let digits = trimmed.len() - trimmed.trim_start_matches(|c: char| c.is_ascii_digit()).len();
@@ -31,10 +37,12 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let (_, factor) = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(|| {
         format!("`{unit}` is no unit of size: KiB, MiB, GiB, TiB (of 1024) or kB, MB, GB, TB (of 1000)")
     })?;
+    let decimal = factor.is_multiple_of(1000);
     number
         .parse::<u64>()
         .ok()
         .and_then(|number| number.checked_mul(*factor))
+        .and_then(|bytes| if decimal { bytes.checked_next_multiple_of(SECTOR_BYTES) } else { Some(bytes) })
         .ok_or_else(|| "the size does not fit in 64 bits".to_owned())
 }
 
@@ -67,10 +75,12 @@ mod tests {
             ("10GiB", 10 << 30),
             ("10 GiB", 10 << 30),
             ("10g", 10 << 30),
-            ("500MB", 500_000_000),
+            ("500MB", 500_000_256),
+            ("2GB", 2_000_000_000),
+            ("1000001", 1_000_001),
             ("1TiB", 1 << 40),
             ("64TiB", 64 << 40),
-            ("4kB", 4000),
+            ("4kB", 4096),
             ("4KiB", 4096),
         ] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
