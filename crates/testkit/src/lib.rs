@@ -1,9 +1,14 @@
-//! What tests of several crates share: a model of a disk, a key service with known keys. Never part of a product.
+//! What tests of several crates share: a model of a disk, devices that crash or fail when told, a key service with
+//! known keys. Never part of a product.
 #![forbid(unsafe_code)]
 
+pub mod crash_device;
+pub mod fault_device;
 mod kms;
 mod model;
 pub mod nbd_client;
 
+pub use crash_device::CrashDevice;
+pub use fault_device::FaultDevice;
 pub use kms::FixedKeyKms;
 pub use model::{Mismatch, Model};
