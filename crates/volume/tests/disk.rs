@@ -3,108 +3,17 @@
 mod rig;
 
 use proptest::prelude::*;
-use sealblk_block::{
-    BlockDevice, BlockError, BlockLane, Durability, Lba, MemoryDevice, SECTOR_BYTES, SectorRange, ZeroMode,
-};
+use rig::op::{Op, SECTORS, apply, op};
+use sealblk_block::{BlockDevice, Durability, Lba, MemoryDevice, SECTOR_BYTES, SectorRange, ZeroMode};
 use sealblk_testkit::Model;
 use sealblk_volume::{Cipher, Volume};
-
-/// The smallest volume, 1 MiB.
-const SECTORS: u64 = 2048;
-
-#[derive(Clone, Debug)]
-enum Op {
-    Read(SectorRange),
-    Write(SectorRange, u64, Durability),
-    Zero(SectorRange, ZeroMode, Durability),
-    Discard(SectorRange),
-    Flush,
-}
-
-/// Ranges of whole units, half of them in the first 64 sectors so that they meet; some longer than a piece
-/// of encrypted zeros (512 sectors).
-fn range(unit: u64) -> impl Strategy<Value = SectorRange> {
-    let units = SECTORS / unit;
-    let start = prop_oneof![0..64 / unit, 0..units];
-    let count = prop_oneof![4 => 1..=32 / unit.min(32), 1 => 1..=units];
-    (start, count).prop_map(move |(start, count)| SectorRange {
-        start: Lba(start * unit),
-        count: count.min(units - start) * unit,
-    })
-}
-
-fn durability() -> impl Strategy<Value = Durability> {
-    prop_oneof![3 => Just(Durability::Volatile), 1 => Just(Durability::Durable)]
-}
-
-fn mode() -> impl Strategy<Value = ZeroMode> {
-    prop_oneof![
-        Just(ZeroMode::MayUnmap),
-        Just(ZeroMode::KeepAllocated),
-        Just(ZeroMode::FastOnly),
-        Just(ZeroMode::FastKeepAllocated),
-    ]
-}
-
-fn op(unit: u64) -> impl Strategy<Value = Op> {
-    prop_oneof![
-        3 => range(unit).prop_map(Op::Read),
-        4 => (range(unit), any::<u64>(), durability()).prop_map(|(range, seed, durability)| Op::Write(range, seed, durability)),
-        2 => (range(unit), mode(), durability()).prop_map(|(range, mode, durability)| Op::Zero(range, mode, durability)),
-        1 => range(unit).prop_map(Op::Discard),
-        1 => Just(Op::Flush),
-    ]
-}
-
-fn offset(range: SectorRange) -> usize {
-    usize::try_from(range.start.byte_offset()).expect("a small volume")
-}
-
-fn sectors(range: SectorRange) -> usize {
-    usize::try_from(range.count).expect("a small volume")
-}
-
-/// Does one operation on a lane and on the model.
-async fn apply<L: BlockLane>(lane: &L, model: &mut Model, op: &Op) {
-    match *op {
-        Op::Read(range) => {
-            let seen = rig::read(lane, range.start.0, sectors(range)).await;
-            model.check(offset(range), &seen).expect("the model allows what is read");
-        }
-        Op::Write(range, seed, durability) => {
-            let bytes = rig::pattern(seed, sectors(range));
-            lane.write(range.start, rig::buffer(&bytes), durability).await.0.expect("write");
-            model.write(offset(range), &bytes, durability == Durability::Durable);
-        }
-        Op::Zero(range, mode, durability) => match lane.zero(range, mode, durability).await {
-            Ok(()) => {
-                model.zero(offset(range), sectors(range) * SECTOR_BYTES, durability == Durability::Durable);
-            }
-            Err(BlockError::Unsupported { .. }) => {
-                assert!(
-                    matches!(mode, ZeroMode::FastOnly | ZeroMode::FastKeepAllocated),
-                    "{mode:?} works everywhere"
-                );
-            }
-            Err(error) => panic!("{error}"),
-        },
-        Op::Discard(range) => {
-            lane.discard(range, Durability::Volatile).await.expect("discard");
-            model.discard(offset(range), sectors(range) * SECTOR_BYTES);
-        }
-        Op::Flush => {
-            lane.flush().await.expect("flush");
-            model.flush();
-        }
-    }
-}
 
 /// Runs `ops` on two lanes in turn; the plaintext at the end, which the model allows.
 async fn exercise<C: Cipher, D: BlockDevice>(volume: &Volume<C, D>, ops: &[Op]) -> Vec<u8> {
     let lanes = [volume.open_lane().expect("a lane"), volume.open_lane().expect("a lane")];
     let mut model = Model::new(usize::try_from(SECTORS).expect("small") * SECTOR_BYTES);
     for (index, op) in ops.iter().enumerate() {
-        apply(&lanes[index % 2], &mut model, op).await;
+        apply(&lanes[index % 2], &mut model, op).await.expect("every operation succeeds");
     }
     let plaintext = rig::read_all(volume).await;
     model.check(0, &plaintext).expect("the model allows the whole disk");

@@ -1,6 +1,8 @@
 //! What the tests of this crate share: keys, records, an independent cipher, whole-disk reads.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod op;
+
 use aes::Aes256;
 use aes::cipher::KeyInit;
 use sealblk_block::{BlockDevice, BlockLane, Buffer, Durability, Lba, SECTOR_BYTES};
