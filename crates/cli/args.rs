@@ -36,20 +36,30 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
+/// Heading of the options that every command has, so that they do not stand among its own.
+const EVERYWHERE: &str = "Options of every command";
+
 /// Options of every command.
 #[derive(Args)]
 pub(crate) struct Global {
     /// The pool's directory [default: $SEALBLK_POOL, else /var/lib/sealblk for root, else ~/.local/share/sealblk]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", help_heading = EVERYWHERE)]
     pub(crate) pool: Option<PathBuf>,
     /// Where sockets are made [default: /run/sealblk for root, else $XDG_RUNTIME_DIR/sealblk, else POOL/run]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", help_heading = EVERYWHERE)]
     pub(crate) runtime_dir: Option<PathBuf>,
     /// How results and errors are written
-    #[arg(long, global = true, value_enum, default_value_t = OutputMode::Text, value_name = "FORMAT")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t = OutputMode::Text,
+        value_name = "FORMAT",
+        help_heading = EVERYWHERE
+    )]
     pub(crate) output: OutputMode,
     /// Only results and errors: no notes, no progress
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, help_heading = EVERYWHERE)]
     pub(crate) quiet: bool,
 }
 
@@ -111,8 +121,8 @@ Examples:
   sealblk volume attach vol-0123456789abcdef0 --listen 127.0.0.1:10809
   sealblk volume attach vol-0123456789abcdef0 --read-only --socket /run/backup/nbd.sock
 
-On SIGTERM or SIGINT, as on `sealblk volume detach`, it finishes what is in flight, flushes, wipes the key and
-exits with 0. systemd: Type=notify.")]
+On SIGTERM, SIGINT or SIGHUP, as on `sealblk volume detach`, it finishes what is in flight,
+flushes, wipes the key and exits with 0. systemd: Type=notify.")]
     Attach(AttachArgs),
     /// Stop serving a volume, and wait until it has been flushed and its key wiped
     #[command(after_help = "\
@@ -167,7 +177,7 @@ The data then takes its whole size on disk. docs/FORMAT.md says how to open it w
 
 #[derive(Args)]
 pub(crate) struct CreateArgs {
-    /// Size with a unit (10GiB, 500MB, 1TiB) or in bytes: a multiple of 512, 1 MiB to 64 TiB
+    /// Size with a unit (10GiB, 500MB, 1TiB), or in bytes, a multiple of 512; 1 MiB to 64 TiB
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) size: u64,
     /// Encrypt it, under the default key unless --kms-key-id names another

@@ -63,17 +63,24 @@ fn announce(request: &AttachVolume, uris: &[String], output: &Output) -> io::Res
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// The terminal is gone, which is no reason to lose what was written.
+    hangup: Signal,
 }
 
 impl Signals {
     fn catch() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 
     async fn wait(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            _ = self.hangup.recv() => {}
         }
     }
 }

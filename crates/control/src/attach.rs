@@ -75,7 +75,7 @@ impl Pool {
         let nbd_socket = request.socket.clone().unwrap_or_else(|| runtime.nbd_socket(&id));
         let control_socket = runtime.control_socket(&id);
 
-        let held = self.hold(id)?;
+        let mut held = self.hold(id)?;
         self.clean_up_after_predecessor(&held)?;
         let (_, record) = self.load(id)?;
         let mut holder = AttachmentRecord::of_this_process(AttachmentState::Attaching, request.read_only);
@@ -84,7 +84,7 @@ impl Pool {
         let mut announcement = Announcement::make(&held.directory, holder)?;
 
         let how = OpenHow { read_only: request.read_only, caching: request.caching };
-        let volume = self.open_volume(&held, &record, how, &mut announcement)?;
+        let volume = self.open_volume(&mut held, &record, how, &mut announcement)?;
 
         let (control, listener) = BoundSocket::bind(&control_socket)?;
         let control = ControlSocket::new(control, listener);

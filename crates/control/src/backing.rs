@@ -6,6 +6,8 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FlockOperation, OFlags};
+use rustix::io::Errno;
 use sealblk_block::StoreError;
 use sealblk_block::blank::{self, Content};
 use sealblk_volume::{CreateDataError, VolumeId, VolumeSize};
@@ -34,6 +36,12 @@ pub enum BackingError {
         path: PathBuf,
         /// The volume.
         by: VolumeId,
+    },
+    /// Somebody else uses it.
+    #[error("{} is in use: mounted, part of another device, or attached by another pool", path.display())]
+    InUse {
+        /// The file or device.
+        path: PathBuf,
     },
     /// It is smaller than the volume, and cannot grow.
     #[error("{} has {found_bytes} bytes; the volume needs {needed_bytes}", path.display())]
@@ -76,7 +84,7 @@ pub enum BackingError {
 impl BackingError {
     pub(crate) fn verdict(&self) -> (&'static str, ErrorClass) {
         match self {
-            Self::NotBlank { .. } | Self::Store(StoreError::InUse { .. }) => {
+            Self::NotBlank { .. } | Self::InUse { .. } | Self::Store(StoreError::InUse { .. }) => {
                 ("IncorrectState", ErrorClass::State)
             }
             Self::Taken { .. } => ("VolumeInUse", ErrorClass::State),
@@ -205,6 +213,27 @@ fn grow(file: &File, path: &Path, size: VolumeSize) -> Result<(), BackingError> 
     file.set_len(size.bytes()).and_then(|()| file.sync_all()).map_err(named)?;
     let parent = path.parent().unwrap_or(Path::new("/"));
     File::open(parent).and_then(|parent| parent.sync_all()).map_err(named)
+}
+
+/// Keeps others from the bytes for as long as the file is open: mounting and other attachments of a block device,
+/// attachments of a file by another pool. It is for no I/O.
+pub(crate) fn claim(path: &Path) -> Result<File, BackingError> {
+    let failed = |source| BackingError::Io { path: path.to_owned(), source };
+    let in_use = || BackingError::InUse { path: path.to_owned() };
+    let is_device = fs::metadata(path).map_err(failed)?.file_type().is_block_device();
+    let exclusive = if is_device { OFlags::EXCL } else { OFlags::empty() };
+    // Not to be kept waiting by a named pipe that somebody put there.
+    let flags = (exclusive | OFlags::NONBLOCK).bits().cast_signed();
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = opened.map_err(|error| match error.kind() {
+        io::ErrorKind::ResourceBusy => in_use(),
+        _ => failed(error),
+    })?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => Err(in_use()),
+        Err(errno) => Err(failed(errno.into())),
+    }
 }
 
 /// Whether two paths lead to the same file or the same block device. One that does not exist is the same as none.

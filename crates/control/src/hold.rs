@@ -1,10 +1,14 @@
 //! A volume held for oneself: its lock, and what has to be cleaned up first if the last holder was killed.
 
+use std::fs::File;
+use std::path::Path;
+
 use sealblk_kms::KmsErrorKind;
 use sealblk_record::LockFile;
 use sealblk_volume::{VolumeDirectory, VolumeId};
 
 use crate::attachment::{AttachmentRecord, GrantRecord};
+use crate::backing;
 use crate::error::ControlError;
 use crate::pool::Pool;
 use crate::runtime::remove_dead;
@@ -14,6 +18,15 @@ pub(crate) struct HeldVolume {
     pub(crate) id: VolumeId,
     pub(crate) directory: VolumeDirectory,
     _lock: LockFile,
+    backing: Option<File>,
+}
+
+impl HeldVolume {
+    /// Holds the volume's bytes too, wherever they are.
+    pub(crate) fn claim_backing(&mut self, path: &Path) -> Result<(), ControlError> {
+        self.backing = Some(backing::claim(path)?);
+        Ok(())
+    }
 }
 
 impl Pool {
@@ -27,7 +40,7 @@ impl Pool {
         // Between the caller's look and the lock the volume may have been deleted: the lock then is on a
         // directory that has another name.
         self.require(id)?;
-        Ok(HeldVolume { id, directory, _lock: lock })
+        Ok(HeldVolume { id, directory, _lock: lock, backing: None })
     }
 
     /// The process that serves the volume, as far as it has said so.

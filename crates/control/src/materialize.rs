@@ -18,13 +18,13 @@ impl Pool {
         id: VolumeId,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Materialized, ControlError> {
-        let held = self.hold(id)?;
+        let mut held = self.hold(id)?;
         self.clean_up_after_predecessor(&held)?;
         let (_, record) = self.load(id)?;
         let holder = AttachmentRecord::of_this_process(AttachmentState::Busy, false);
         let mut announcement = Announcement::make(&held.directory, holder)?;
         let how = OpenHow { read_only: false, caching: None };
-        match self.open_volume(&held, &record, how, &mut announcement)? {
+        match self.open_volume(&mut held, &record, how, &mut announcement)? {
             OpenVolume::Plain(_) => {
                 announcement.withdraw()?;
                 Ok(Materialized::NotEncrypted)

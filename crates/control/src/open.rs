@@ -30,13 +30,15 @@ impl Pool {
     /// Opens what `record` describes. The first opening of an encrypted volume seals its record.
     pub(crate) fn open_volume(
         &self,
-        held: &HeldVolume,
+        held: &mut HeldVolume,
         record: &VolumeRecord,
         how: OpenHow,
         announcement: &mut Announcement,
     ) -> Result<OpenVolume<'_>, ControlError> {
-        let failed = |source| ControlError::Open { id: held.id, source };
+        let id = held.id;
+        let failed = |source| ControlError::Open { id, source };
         let path = held.directory.backing_path(&record.backing);
+        held.claim_backing(&path)?;
         let options = FileOptions {
             read_only: how.read_only,
             caching: how.caching,

@@ -176,6 +176,21 @@ fn a_truncated_data_file_is_refused_before_the_key_is_asked_for() {
 }
 
 #[test]
+fn a_backing_is_attached_by_one_pool_at_a_time() {
+    let rigs = [Rig::new(), Rig::new()];
+    let backing = Some(rigs[0].path("disk.img"));
+    let volumes = rigs.each_ref().map(|rig| {
+        rig.create(&CreateVolume { backing: backing.clone(), ..plain() }).expect("a blank backing")
+    });
+    let serving = rigs[0].serve(volumes[0].volume_id);
+    let (code, class, message) = refused(&rigs[1], &volumes[1]);
+    assert_eq!((code, class), ("IncorrectState", ErrorClass::State));
+    assert!(message.contains("disk.img"), "{message}");
+    serving.stop().expect("a clean end");
+    rigs[1].serve(volumes[1].volume_id).stop().expect("free again");
+}
+
+#[test]
 fn the_record_of_another_volume_is_refused() {
     let rig = Rig::new();
     let (a, b) = (rig.encrypted(), rig.encrypted());
