@@ -165,37 +165,48 @@ impl Pages {
     }
 
     fn zero(&mut self, range: SectorRange, keep: bool) {
-        for (page, first, len) in parts(range.start.byte_offset(), range.bytes()) {
-            if keep {
+        if keep {
+            for (page, first, len) in parts(range.start.byte_offset(), range.bytes()) {
                 self.page(page)[first..first + len].fill(0);
-            } else if len == PAGE_BYTES {
-                self.present.remove(&page);
-            } else if let Some(page) = self.present.get_mut(&page) {
-                page[first..first + len].fill(0);
             }
+            return;
+        }
+        // Only pages that are there: the range may be the whole of a large device.
+        let (start, end) = (range.start.byte_offset(), range.end().byte_offset());
+        let page_bytes = PAGE_BYTES as u64;
+        for (&number, page) in self.present.range_mut(start / page_bytes..end.div_ceil(page_bytes)) {
+            let page_start = number * page_bytes;
+            let first = start.saturating_sub(page_start) as usize;
+            let last = (end - page_start).min(page_bytes) as usize;
+            page[first..last].fill(0);
+        }
+        let whole = start.div_ceil(page_bytes)..end / page_bytes;
+        if !whole.is_empty() {
+            let mut after = self.present.split_off(&whole.start);
+            self.present.append(&mut after.split_off(&whole.end));
         }
     }
 
     fn extents(&self, range: SectorRange, extents: &mut Vec<Extent>) {
-        let mut last: Option<Extent> = None;
-        for (page, _, len) in parts(range.start.byte_offset(), range.bytes()) {
-            let hole = !self.present.contains_key(&page);
-            let allocation = Allocation { hole, zero: hole };
-            let count = (len / SECTOR_BYTES) as u64;
-            match &mut last {
-                Some(extent) if extent.allocation == allocation => extent.count += count,
-                _ => {
-                    if extents.len() == extents.capacity() {
-                        return;
-                    }
-                    extents.extend(last.replace(Extent { count, allocation }));
-                    if extents.len() == extents.capacity() {
-                        return;
-                    }
-                }
-            }
+        let sector_bytes = SECTOR_BYTES as u64;
+        let page_bytes = PAGE_BYTES as u64;
+        let end = range.end().byte_offset();
+        let mut at = range.start.byte_offset();
+        while at < end && extents.len() < extents.capacity() {
+            let first = at / page_bytes;
+            let hole = !self.present.contains_key(&first);
+            let last = if hole {
+                self.present.range(first..).next().map_or(u64::MAX, |(&page, _)| page)
+            } else {
+                (first..).find(|page| !self.present.contains_key(page)).unwrap_or(u64::MAX)
+            };
+            let to = last.saturating_mul(page_bytes).min(end);
+            extents.push(Extent {
+                count: (to - at) / sector_bytes,
+                allocation: Allocation { hole, zero: hole },
+            });
+            at = to;
         }
-        extents.extend(last);
     }
 
     fn page(&mut self, page: u64) -> &mut [u8] {

@@ -353,6 +353,10 @@ impl Drop for State {
             // The kernel would not even wait: it may still write to these.
             std::mem::forget(slots);
             std::mem::forget(self.uring.take());
+        } else if let Some(uring) = &self.uring {
+            // The kernel tears a closed ring down later, and until then would keep the file open: an
+            // exclusively opened block device could not be opened again.
+            let _ = uring.submitter().unregister_files();
         }
     }
 }
@@ -430,23 +434,20 @@ struct Operation<'a> {
 
 impl Operation<'_> {
     fn poll(&self, context: &mut Context<'_>) -> Poll<(io::Result<()>, Option<Buffer>)> {
-        let finished = {
-            let mut state = self.core.state.borrow_mut();
-            let slot = &mut state.slots[self.index as usize];
-            match &mut slot.phase {
-                Phase::InFlight { waker: Some(waker), .. } => {
-                    waker.clone_from(context.waker());
-                    return Poll::Pending;
+        // Dropped after the borrow: dropping a waker may drop a task, and a task's drop may come back here.
+        let _old_waker;
+        let mut state = self.core.state.borrow_mut();
+        let slot = &mut state.slots[self.index as usize];
+        match &mut slot.phase {
+            Phase::InFlight { waker, .. } => {
+                if !waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+                    _old_waker = waker.replace(context.waker().clone());
                 }
-                Phase::InFlight { waker, .. } => {
-                    *waker = Some(context.waker().clone());
-                    return Poll::Pending;
-                }
-                Phase::Done(outcome) => (std::mem::replace(outcome, Ok(())), slot.buffer.take()),
-                Phase::Free => unreachable!("a slot is freed by its operation's drop only"),
+                Poll::Pending
             }
-        };
-        Poll::Ready(finished)
+            Phase::Done(outcome) => Poll::Ready((std::mem::replace(outcome, Ok(())), slot.buffer.take())),
+            Phase::Free => unreachable!("a slot is freed by its operation's drop only"),
+        }
     }
 }
 

@@ -101,7 +101,11 @@ fn a_block_device_is_inspected_and_erased_but_not_while_it_is_mounted() {
     let directory = tempfile::tempdir().expect("a directory");
     let mounted = Command::new("mount").arg(&disk.path).arg(directory.path()).status();
     if mounted.is_ok_and(|status| status.success()) {
-        let refusals = [erase(&disk.path, &mut |_, _| {}).err(), inspect(&disk.path, &mut |_, _| {}).err()];
+        let refusals = [
+            erase(&disk.path, &mut |_, _| {}).err(),
+            inspect(&disk.path, &mut |_, _| {}).err(),
+            FileDevice::open(&disk.path, &FileOptions::default()).err(),
+        ];
         let unmounted = Command::new("umount").arg(directory.path()).status();
         assert!(unmounted.is_ok_and(|status| status.success()));
         for refused in refusals {

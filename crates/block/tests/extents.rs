@@ -72,3 +72,23 @@ fn zeroing_gives_space_back_or_keeps_it_as_asked() {
         });
     });
 }
+
+#[test]
+fn the_whole_of_a_huge_sparse_device_is_zeroed_and_mapped_at_once() {
+    on_a_lane_thread(async || {
+        let sectors = 64 << (40 - 9); // 64 TiB
+        let lane = MemoryDevice::new(sectors).open_lane().expect("a lane");
+        let last = Lba(sectors - 1);
+        lane.write(last, buffer_of(&[1; 512]), Durability::Volatile).await.0.expect("written");
+        let all = SectorRange { start: Lba(1), count: sectors - 2 };
+        lane.zero(all, ZeroMode::MayUnmap, Durability::Volatile).await.expect("zeroed");
+        let mut extents: Vec<Extent> = Vec::with_capacity(4);
+        let all = SectorRange { start: Lba(0), count: sectors };
+        lane.extents(all, &mut extents).await.expect("extents");
+        assert_eq!(extents.iter().map(|extent| extent.count).collect::<Vec<_>>(), [sectors - BLOCK, BLOCK]);
+        lane.zero(all, ZeroMode::MayUnmap, Durability::Volatile).await.expect("zeroed");
+        extents.clear();
+        lane.extents(all, &mut extents).await.expect("extents");
+        assert_eq!(extents.iter().map(|extent| extent.count).collect::<Vec<_>>(), [sectors]);
+    });
+}

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use rustix::fs::SeekFrom;
 use rustix::io::{Errno, ReadWriteFlags};
@@ -49,18 +50,32 @@ impl FileLane {
         );
     }
 
-    fn read_inline(&self, offset: u64, buffer: &mut [u8]) -> Inline {
-        if self.inner.caching == Caching::Direct || known(&self.inner.learned.no_nowait_read) {
-            return Inline::Rest(0);
+    /// How a transfer may be tried inline; `None`: not at all. A file in memory never makes a lane wait,
+    /// and does not know NOWAIT: a plain call is right for it, also where it was opened direct.
+    fn inline_flags(&self, no_nowait: &AtomicBool, plain_else: bool) -> Option<ReadWriteFlags> {
+        if self.inner.kind == (Kind::File { in_memory: true }) {
+            return Some(ReadWriteFlags::empty());
         }
+        if self.inner.caching == Caching::Direct {
+            return None;
+        }
+        if !known(no_nowait) {
+            return Some(ReadWriteFlags::NOWAIT);
+        }
+        plain_else.then_some(ReadWriteFlags::empty())
+    }
+
+    fn read_inline(&self, offset: u64, buffer: &mut [u8]) -> Inline {
+        let learned = &self.inner.learned.no_nowait_read;
+        let Some(flags) = self.inline_flags(learned, false) else { return Inline::Rest(0) };
         let len = buffer.len();
         let bytes = &mut [IoSliceMut::new(buffer)];
-        match rustix::io::preadv2(&self.inner.file, bytes, offset, ReadWriteFlags::NOWAIT) {
+        match rustix::io::preadv2(&self.inner.file, bytes, offset, flags) {
             Ok(done) if done == len => Inline::Done,
             // Zero bytes: the end of the file. The ring finds the same and makes it an error.
             Ok(done) => Inline::Rest(whole_units(done, self.inner.geometry.unit_bytes)),
             Err(Errno::OPNOTSUPP) => {
-                learn(&self.inner.learned.no_nowait_read);
+                learn(learned);
                 Inline::Rest(0)
             }
             Err(_) => Inline::Rest(0),
@@ -68,20 +83,11 @@ impl FileLane {
     }
 
     fn write_inline(&self, offset: u64, buffer: &[u8]) -> Inline {
-        if self.inner.caching == Caching::Direct {
-            return Inline::Rest(0);
-        }
-        let bytes = &[IoSlice::new(buffer)];
-        let in_memory = self.inner.kind == (Kind::File { in_memory: true });
         let learned = &self.inner.learned.no_nowait_write;
-        let flags = if in_memory || known(learned) {
-            if !in_memory && !self.inner.inline_writes {
-                return Inline::Rest(0);
-            }
-            ReadWriteFlags::empty()
-        } else {
-            ReadWriteFlags::NOWAIT
+        let Some(flags) = self.inline_flags(learned, self.inner.inline_writes) else {
+            return Inline::Rest(0);
         };
+        let bytes = &[IoSlice::new(buffer)];
         match rustix::io::pwritev2(&self.inner.file, bytes, offset, flags) {
             Ok(done) if done == buffer.len() => Inline::Done,
             Ok(done) => Inline::Rest(whole_units(done, self.inner.geometry.unit_bytes)),
