@@ -38,65 +38,92 @@ pub enum ErrorClass {
 
 /// Why an operation on the pool was not done.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages are the documentation")]
+#[allow(missing_docs, reason = "each field is in its variant's message")]
 pub enum ControlError {
+    /// A directory of the pool cannot be made, read or changed.
     #[error("cannot use the pool at {}", path.display())]
     Pool { path: PathBuf, source: io::Error },
+    /// A record is damaged, of another version, or cannot be read or written.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// Not a volume id.
     #[error(transparent)]
     MalformedId(#[from] MalformedId),
+    /// Not a size that a volume can have.
     #[error(transparent)]
     Size(#[from] SizeError),
+    /// A combination of encryption parameters that EC2 refuses.
     #[error(transparent)]
     Outcome(#[from] OutcomeError),
+    /// The kernel gave no random bytes.
     #[error("no random bytes for a volume's id")]
     Random(#[source] io::Error),
 
+    /// No volume has this id.
     #[error("the volume {id} does not exist")]
     VolumeNotFound { id: VolumeId },
+    /// Somebody copied a record into another volume's directory.
     #[error("the directory of {id} holds the record of {found}")]
     Misplaced { id: VolumeId, found: VolumeId },
+    /// Somebody attaches it, deletes it or works on it.
     #[error("the volume {id} is in use{}", by(*pid))]
     VolumeInUse { id: VolumeId, pid: Option<u32> },
+    /// Nobody serves it.
     #[error("the volume {id} is not attached")]
     NotAttached { id: VolumeId },
+    /// The process that serves it has not ended in time; it goes on ending.
     #[error("the volume {id} is still in use{} after {} seconds", by(*pid), after.as_secs())]
     StillInUse { id: VolumeId, pid: Option<u32>, after: Duration },
+    /// The process that served it has ended, and not all went well.
     #[error("the process that served {id} reported: {message}")]
     DetachFailed { id: VolumeId, message: String },
 
+    /// The file or device for the bytes cannot be used.
     #[error(transparent)]
     Backing(#[from] BackingError),
+    /// A call of the key service failed.
     #[error(transparent)]
     Kms(Box<KmsError>),
+    /// The key is disabled or about to be deleted.
     #[error("the key {key} cannot be used for volumes: it is {state:?}")]
     KeyState { key: String, state: KeyState },
+    /// The key is asymmetric, or for something else (requirement 33).
     #[error(
         "the key {key} cannot be used for volumes: only symmetric encryption keys can (it is {spec}, {usage})"
     )]
     KeyKind { key: String, spec: String, usage: String },
+    /// The key service does not keep to its own formats.
     #[error("the key service answered with something that is not a key: {reason}")]
     KeyAnswer { reason: &'static str },
+    /// Attach: the key service did not unwrap the data key.
     #[error("the volume {id} cannot be attached: it was unable to use the key {key}")]
     KeyUnusable { id: VolumeId, key: String, source: Box<KmsError> },
+    /// The volume is not what its record says, or the key is not its key.
     #[error("the volume {id} cannot be opened")]
     Open { id: VolumeId, source: OpenError },
 
+    /// A Unix socket cannot be made.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// An address that others could reach.
     #[error("{address} is not a loopback address; TCP is served on loopback only until there is TLS")]
     NotLoopback { address: SocketAddr },
+    /// A TCP socket cannot be made.
     #[error("cannot listen at {address}")]
     Listen { address: SocketAddr, source: io::Error },
+    /// Clients cannot be served, or have not ended.
     #[error("serving {id} failed")]
     Serve { id: VolumeId, source: io::Error },
+    /// Detach: data may be lost.
     #[error("the last flush of {id} failed: what was written since the flush before may be lost")]
     LastFlush { id: VolumeId, source: BlockError },
+    /// The backing failed during offline work.
     #[error("{id}: {doing} failed")]
     Device { id: VolumeId, doing: &'static str, source: BlockError },
+    /// No locked memory, or the process cannot be hardened.
     #[error(transparent)]
     KeyMemory(#[from] KeyMemError),
+    /// A thread, process or runtime cannot be had.
     #[error("cannot start {what}")]
     Start { what: &'static str, source: io::Error },
 }
@@ -137,6 +164,11 @@ impl ControlError {
     fn verdict(&self) -> (&'static str, ErrorClass) {
         use ErrorClass::{Denied, Failed, NotFound, State, Usage};
         match self {
+            Self::Pool { source, .. } | Self::Record(RecordError::Io { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                ("UnauthorizedOperation", Denied)
+            }
             Self::MalformedId(_) => ("InvalidVolumeID.Malformed", Usage),
             Self::Size(_) | Self::NotLoopback { .. } => ("InvalidParameterValue", Usage),
             Self::Outcome(OutcomeError::KeyWithoutEncrypted) => ("InvalidParameterDependency", Usage),

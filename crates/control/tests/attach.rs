@@ -160,6 +160,22 @@ fn what_a_killed_server_left_is_cleaned_up_by_the_next_command() {
 }
 
 #[test]
+fn a_grant_that_could_not_be_retired_is_reported_and_retired_by_the_next_command() {
+    let rig = Rig::new();
+    let volume = rig.encrypted();
+    let pool = rig.pool_with(|kms| Box::new(rig::NoRetire(kms)));
+    let attachment =
+        pool.attach_volume(&rig.runtime(), &rig.attach_request(volume.volume_id)).expect("attached");
+    let io = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let ended = tokio::task::LocalSet::new()
+        .block_on(&io, async { attachment.serve(&mut (), std::future::ready(())).await });
+    let (_, class, _) = verdict(ended);
+    assert_eq!((class, rig.grants(&volume)), (ErrorClass::Unreachable, 1));
+    verdict(rig.pool.detach_volume(volume.volume_id, SOON));
+    assert_eq!(rig.grants(&volume), 0);
+}
+
+#[test]
 fn a_truncated_data_file_is_refused_before_the_key_is_asked_for() {
     let rig = Rig::new();
     let volume = rig.encrypted();

@@ -36,6 +36,12 @@ impl Rig {
         store(&PoolDirectory::open_or_create(&self.path("pool")).expect("the pool"))
     }
 
+    /// The same pool with another key service around its own.
+    pub(crate) fn pool_with(&self, kms: impl FnOnce(LocalKms) -> Box<dyn Kms>) -> Pool {
+        let directory = PoolDirectory::open_or_create(&self.path("pool")).expect("the pool");
+        Pool::new(directory, kms(self.kms()))
+    }
+
     pub(crate) fn create(&self, request: &CreateVolume) -> Result<VolumeDescription, ControlError> {
         self.pool.create_volume(request, &mut |_, _| {})
     }
@@ -194,5 +200,39 @@ impl Kms for Unreachable {
     }
     fn retire_grant(&self, key: &str, _: &GrantId) -> Result<(), KmsError> {
         Self::error("RetireGrant", key)
+    }
+}
+
+/// The pool's own key service, which does not answer when a grant is to be retired.
+pub(crate) struct NoRetire(pub(crate) LocalKms);
+
+impl Kms for NoRetire {
+    fn describe_key(&self, key: &str) -> Result<KeyMetadata, KmsError> {
+        self.0.describe_key(key)
+    }
+    fn generate_data_key_without_plaintext(
+        &self,
+        key: &str,
+        context: &EncryptionContext,
+    ) -> Result<WrappedKey, KmsError> {
+        self.0.generate_data_key_without_plaintext(key, context)
+    }
+    fn decrypt(&self, request: &DecryptRequest<'_>) -> Result<sealblk_keymem::DataKey, KmsError> {
+        self.0.decrypt(request)
+    }
+    fn re_encrypt(
+        &self,
+        wrapped: &WrappedKey,
+        from: &EncryptionContext,
+        to_key: &str,
+        to: &EncryptionContext,
+    ) -> Result<WrappedKey, KmsError> {
+        self.0.re_encrypt(wrapped, from, to_key, to)
+    }
+    fn create_grant(&self, request: &GrantRequest) -> Result<Grant, KmsError> {
+        self.0.create_grant(request)
+    }
+    fn retire_grant(&self, key: &str, grant: &GrantId) -> Result<(), KmsError> {
+        Unreachable.retire_grant(key, grant)
     }
 }
