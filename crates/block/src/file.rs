@@ -51,8 +51,8 @@ pub struct FileOptions {
     /// is a plain inline `pwrite` instead of a trip through the ring.
     ///
     /// Inline is the default, because the ring hands such a write to a kernel thread: on ext4 inline did
-    /// 1.9 times the IOPS, at 4 KiB 32 deep and at 128 KiB 16 deep alike (`examples/lane_iops.rs`, a
-    /// busy machine with 2 cores). It may stall the lane: while the kernel throttles writers that dirty pages faster than the disk takes them, and
+    /// 1.1 to 1.9 times the IOPS at 4 KiB 32 deep and 1.9 to 2.1 times at 128 KiB 16 deep
+    /// (`examples/lane_iops.rs`, two runs on a busy machine with 2 cores). It may stall the lane: while the kernel throttles writers that dirty pages faster than the disk takes them, and
     /// while a page that is written in part is read in first.
     pub inline_writes: bool,
 }

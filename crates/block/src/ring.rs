@@ -17,6 +17,8 @@
 //! left half done because its caller went away. Not here: what is inline and what is not ([`crate::file`]).
 #![allow(unsafe_code, reason = "the kernel reads and writes the buffers whose addresses are pushed here")]
 
+mod work;
+
 use std::cell::RefCell;
 use std::fs::File;
 use std::future::poll_fn;
@@ -27,36 +29,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::IoUring;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Semaphore;
 
 use crate::buffer::Buffer;
 use crate::sync_gate::SyncGate;
-
-/// The registered file: the ring knows exactly one.
-const FILE: types::Fixed = types::Fixed(0);
-
-/// `RWF_DSYNC` of `<linux/fs.h>`: the write is durable when it completes.
-const RWF_DSYNC: i32 = 0x2;
-
-/// The longest transfer of one entry, in bytes: below the kernel's limit (`MAX_RW_COUNT`) and a multiple
-/// of every unit.
-const MAX_TRANSFER_BYTES: usize = 1 << 30;
-
-/// What an operation asks of the kernel.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Work {
-    /// Fill the buffer from byte `done` on.
-    Read { offset: u64, done: usize },
-    /// Write the buffer from byte `done` on.
-    Write { offset: u64, done: usize, durable: bool },
-    /// `fdatasync`.
-    Sync,
-    /// `fallocate` with these mode bits.
-    Allocate { offset: u64, len: u64, mode: i32 },
-}
+use work::{Progress, Work};
 
 /// Where a slot's operation is.
 enum Phase {
@@ -277,7 +257,8 @@ impl State {
 
     /// Pushes the entry of slot `index`, which is in flight from here on.
     fn push(&mut self, index: u32) {
-        let entry = entry(&mut self.slots[index as usize]).user_data(u64::from(index));
+        let slot = &mut self.slots[index as usize];
+        let entry = slot.work.entry(&mut slot.buffer).user_data(u64::from(index));
         // SAFETY: the entry's addresses are those of the slot's buffer, which stays in the slab, untouched,
         // until the completion of this entry was reaped; State::drop waits for it or leaks the slab.
         let pushed = unsafe { self.uring().submission().push(&entry) };
@@ -312,7 +293,8 @@ impl State {
         let index = u32::try_from(completion.user_data()).expect("user data is a slot's index");
         let unit_bytes = self.unit_bytes;
         let slot = &mut self.slots[index as usize];
-        let outcome = match progress(slot, completion.result(), unit_bytes) {
+        let len = slot.buffer.as_ref().map_or(0, |buffer| buffer.len());
+        let outcome = match slot.work.progress(completion.result(), len, unit_bytes) {
             Progress::Finished(outcome) => outcome,
             Progress::Again => {
                 self.push(index);
@@ -359,71 +341,6 @@ impl Drop for State {
             let _ = uring.submitter().unregister_files();
         }
     }
-}
-
-impl Work {
-    /// Whether its failure may be the failure of a sync.
-    fn syncs(self) -> bool {
-        matches!(self, Self::Sync | Self::Write { durable: true, .. })
-    }
-}
-
-/// The submission entry for what a slot has left to do.
-fn entry(slot: &mut Slot) -> squeue::Entry {
-    match slot.work {
-        Work::Read { offset, done } => {
-            let rest = rest_of(&mut slot.buffer, done);
-            opcode::Read::new(FILE, rest.as_mut_ptr(), rest.len() as u32).offset(offset + done as u64).build()
-        }
-        Work::Write { offset, done, durable } => {
-            let rest = rest_of(&mut slot.buffer, done);
-            let flags = if durable { RWF_DSYNC } else { 0 };
-            let write = opcode::Write::new(FILE, rest.as_ptr(), rest.len() as u32);
-            write.offset(offset + done as u64).rw_flags(flags).build()
-        }
-        Work::Sync => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
-        Work::Allocate { offset, len, mode } => {
-            opcode::Fallocate::new(FILE, len).offset(offset).mode(mode).build()
-        }
-    }
-}
-
-/// The bytes of a transfer that the next entry moves.
-fn rest_of(buffer: &mut Option<Buffer>, done: usize) -> &mut [u8] {
-    let rest = &mut buffer.as_mut().expect("a transfer has a buffer")[done..];
-    let len = rest.len().min(MAX_TRANSFER_BYTES);
-    &mut rest[..len]
-}
-
-enum Progress {
-    Finished(io::Result<()>),
-    /// The slot's work was moved on; push it again.
-    Again,
-}
-
-/// What a completion's result means for the slot's work.
-fn progress(slot: &mut Slot, result: i32, unit_bytes: usize) -> Progress {
-    let moved = match usize::try_from(result) {
-        Ok(moved) => moved,
-        Err(_) if result == -rustix::io::Errno::INTR.raw_os_error() => return Progress::Again,
-        Err(_) => return Progress::Finished(Err(io::Error::from_raw_os_error(-result))),
-    };
-    let (done, none_moved) = match &mut slot.work {
-        Work::Read { done, .. } => (done, io::ErrorKind::UnexpectedEof),
-        Work::Write { done, .. } => (done, io::ErrorKind::WriteZero),
-        Work::Sync | Work::Allocate { .. } => return Progress::Finished(Ok(())),
-    };
-    let len = slot.buffer.as_ref().map_or(0, |buffer| buffer.len());
-    if *done + moved >= len {
-        return Progress::Finished(Ok(()));
-    }
-    // O_DIRECT must go on at a whole unit; the bytes of a partial one are moved once more.
-    let resume_at = (*done + moved) / unit_bytes * unit_bytes;
-    if resume_at <= *done {
-        return Progress::Finished(Err(none_moved.into()));
-    }
-    *done = resume_at;
-    Progress::Again
 }
 
 /// An operation's claim on its slot: dropped before the end, it abandons the operation.
