@@ -37,8 +37,14 @@ pub enum BackingError {
         /// The volume.
         by: VolumeId,
     },
-    /// Somebody else uses it.
-    #[error("{} is in use: mounted, part of another device, or attached by another pool", path.display())]
+    /// It was there when the volume was created.
+    #[error("{}, where the volume's data is kept, is gone", path.display())]
+    Gone {
+        /// The file or device.
+        path: PathBuf,
+    },
+    /// Another pool has it attached.
+    #[error("{} is in use by another pool", path.display())]
     InUse {
         /// The file or device.
         path: PathBuf,
@@ -97,7 +103,9 @@ impl BackingError {
             Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 ("InvalidParameterValue", ErrorClass::NotFound)
             }
-            Self::Create(_) | Self::Store(_) | Self::Io { .. } => ("InternalError", ErrorClass::Failed),
+            Self::Create(_) | Self::Store(_) | Self::Gone { .. } | Self::Io { .. } => {
+                ("InternalError", ErrorClass::Failed)
+            }
         }
     }
 }
@@ -215,23 +223,20 @@ fn grow(file: &File, path: &Path, size: VolumeSize) -> Result<(), BackingError> 
     File::open(parent).and_then(|parent| parent.sync_all()).map_err(named)
 }
 
-/// Keeps others from the bytes for as long as the file is open: mounting and other attachments of a block device,
-/// attachments of a file by another pool. It is for no I/O.
+/// Keeps other pools from attaching the same file or device for as long as the returned file is open. It is for no
+/// I/O. (That a block device is not mounted either is the business of [`sealblk_block::FileDevice`].)
 pub(crate) fn claim(path: &Path) -> Result<File, BackingError> {
     let failed = |source| BackingError::Io { path: path.to_owned(), source };
-    let in_use = || BackingError::InUse { path: path.to_owned() };
-    let is_device = fs::metadata(path).map_err(failed)?.file_type().is_block_device();
-    let exclusive = if is_device { OFlags::EXCL } else { OFlags::empty() };
     // Not to be kept waiting by a named pipe that somebody put there.
-    let flags = (exclusive | OFlags::NONBLOCK).bits().cast_signed();
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
     let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
     let file = opened.map_err(|error| match error.kind() {
-        io::ErrorKind::ResourceBusy => in_use(),
+        io::ErrorKind::NotFound => BackingError::Gone { path: path.to_owned() },
         _ => failed(error),
     })?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(Errno::WOULDBLOCK) => Err(in_use()),
+        Err(Errno::WOULDBLOCK) => Err(BackingError::InUse { path: path.to_owned() }),
         Err(errno) => Err(failed(errno.into())),
     }
 }
