@@ -218,3 +218,31 @@ fn end(grant: Option<HeldGrant<'_>>, announcement: &mut Announcement) -> Result<
     }
     retired
 }
+
+#[cfg(test)]
+mod tests {
+    use sealblk_block::{MemoryDevice, Operation};
+    use sealblk_testkit::{Effect, Fault, FaultDevice};
+
+    use super::*;
+
+    /// Serves nobody on a device, and ends at once.
+    fn serve_and_end(device: FaultDevice<MemoryDevice>) -> Result<ServeReport, ControlError> {
+        let id = "vol-0123456789abcdef0".parse().expect("an id");
+        let io = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        tokio::task::LocalSet::new().block_on(&io, async {
+            serve(id, device, Vec::new(), Limits::default(), &mut (), std::future::ready(())).await
+        })
+    }
+
+    #[test]
+    fn a_failed_last_flush_is_an_error() {
+        let device = FaultDevice::new(MemoryDevice::new(8));
+        serve_and_end(device).expect("a device that works");
+        let device = FaultDevice::new(MemoryDevice::new(8));
+        let effect = Effect::Fail(io::ErrorKind::Other);
+        device.add(Fault { operation: Operation::Flush, nth: Some(1), effect });
+        let error = serve_and_end(device).expect_err("nobody knows what is durable");
+        assert!(matches!(error, ControlError::LastFlush { .. }), "{error}");
+    }
+}
