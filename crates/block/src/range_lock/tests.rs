@@ -43,6 +43,19 @@ fn an_exclusive_holder_waits_for_a_published_slot_and_then_gets_it() {
 }
 
 #[test]
+fn a_plain_holder_waits_for_an_exclusive_one_and_then_gets_it() {
+    let lock = Arc::new(RangeLock::default());
+    let (first, second) = (lock.lane(1), lock.lane(1));
+    block_on(async {
+        let exclusive = first.exclusive(0..512).await;
+        let mut plain = std::pin::pin!(second.plain(100..600));
+        assert!(futures_poll(plain.as_mut()).await.is_none());
+        drop(exclusive);
+        plain.await;
+    });
+}
+
+#[test]
 fn ranges_that_do_not_overlap_do_not_wait() {
     let lock = Arc::new(RangeLock::default());
     let lane = lock.lane(4);
@@ -106,12 +119,14 @@ fn threads_never_hold_overlapping_ranges_against_the_rules() {
                             let _held = lane.exclusive(range).await;
                             let before = cells[cell].load(Ordering::Relaxed);
                             assert_eq!(marks[cell].load(Ordering::SeqCst), 0, "a plain holder is inside");
+                            std::thread::yield_now(); // Inside, so that threads meet also on one core.
+                            assert_eq!(marks[cell].load(Ordering::SeqCst), 0, "a plain holder came in");
                             cells[cell].store(before + 1, Ordering::Relaxed);
                             exclusive_rounds.fetch_add(1, Ordering::Relaxed);
                         } else {
                             let _held = lane.plain(range).await;
                             marks[cell].fetch_add(1, Ordering::SeqCst);
-                            std::hint::spin_loop();
+                            std::thread::yield_now();
                             marks[cell].fetch_sub(1, Ordering::SeqCst);
                         }
                     }
