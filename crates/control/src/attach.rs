@@ -222,7 +222,7 @@ fn end(grant: Option<HeldGrant<'_>>, announcement: &mut Announcement) -> Result<
 #[cfg(test)]
 mod tests {
     use sealblk_block::{MemoryDevice, Operation};
-    use sealblk_testkit::{Effect, Fault, FaultDevice};
+    use sealblk_testkit::fault_device::{Effect, Fault, FaultDevice};
 
     use super::*;
 
