@@ -119,9 +119,16 @@ fn r17_no_argument_and_no_variable_of_a_serving_process_holds_the_key() {
     attachment.terminate();
 }
 
+/// Mappings that cannot be read from outside, by what /proc/PID/maps calls them.
+const UNREADABLE: &[&str] = &["secretmem", "[vvar", "[vsyscall]", "[io_uring]"];
+
+fn mappings(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/maps")).expect("the mappings")
+}
+
 /// All memory of a process that can be read from outside, by mapping: what /proc/PID/mem gives root.
 fn readable_memory(pid: u32) -> Vec<(String, Vec<u8>)> {
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("the mappings");
+    let maps = mappings(pid);
     let memory = File::open(format!("/proc/{pid}/mem")).expect("root may read another process's memory");
     let mut readable = Vec::new();
     for line in maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|mode| mode.starts_with('r'))) {
@@ -130,8 +137,10 @@ fn readable_memory(pid: u32) -> Vec<(String, Vec<u8>)> {
         let mut bytes = vec![0; usize::try_from(number(end) - number(start)).expect("a mapping's length")];
         match memory.read_exact_at(&mut bytes, number(start)) {
             Ok(()) => readable.push((line.to_owned(), bytes)),
-            // memfd_secret's pages are out of the kernel's own reach too, and these are the kernel's.
-            Err(_) if ["secretmem", "[vvar", "[vsyscall]"].iter().any(|name| line.contains(name)) => {}
+            // memfd_secret's pages are out of the kernel's own reach too; the others are the kernel's own.
+            Err(_) if UNREADABLE.iter().any(|name| line.contains(name)) => {}
+            // What was unmapped meanwhile, as a closed connection's lane is, holds nothing any more.
+            Err(_) if !mappings(pid).contains(line) => {}
             Err(error) => panic!("cannot read {line}: {error}"),
         }
     }
