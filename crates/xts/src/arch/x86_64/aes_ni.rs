@@ -2,13 +2,14 @@
 
 use std::arch::asm;
 use std::arch::x86_64::{
-    __m128i, _mm_add_epi64, _mm_clmulepi64_si128, _mm_cvtsi64_si128, _mm_loadu_si128, _mm_set_epi64x,
-    _mm_set1_epi64x, _mm_shuffle_epi32, _mm_sll_epi64, _mm_srl_epi64, _mm_storeu_si128, _mm_xor_si128,
+    __m128i, _mm_add_epi64, _mm_clmulepi64_si128, _mm_cvtsi64_si128, _mm_cvtsi128_si64, _mm_loadu_si128,
+    _mm_set_epi64x, _mm_set1_epi64x, _mm_shuffle_epi32, _mm_sll_epi64, _mm_srl_epi64, _mm_storeu_si128,
+    _mm_unpackhi_epi64, _mm_xor_si128,
 };
 
 use super::schedule::{RoundKeys, Schedule};
 use super::sectors::{self, Run};
-use super::vector::{GROUP, SWAP_HALVES, Vector, aes, sse};
+use super::vector::{Block, GROUP, SWAP_HALVES, TWEAK_VECTORS, Vector, aes, sse};
 
 /// # Safety
 /// The processor has AES-NI and PCLMULQDQ.
@@ -51,41 +52,45 @@ impl Vector for __m128i {
 
     #[inline]
     #[target_feature(enable = "aes,pclmulqdq")]
-    unsafe fn load(from: *const u8) -> Self {
+    unsafe fn xor_load(self, from: *const u8) -> Self {
         // SAFETY: the caller's promise.
-        unsafe { _mm_loadu_si128(from.cast()) }
+        _mm_xor_si128(self, unsafe { _mm_loadu_si128(from.cast()) })
     }
 
     #[inline]
     #[target_feature(enable = "aes,pclmulqdq")]
-    unsafe fn store(self, to: *mut u8) {
+    unsafe fn xor_store(self, other: Self, to: *mut u8) {
         // SAFETY: the caller's promise.
-        unsafe { _mm_storeu_si128(to.cast(), self) }
+        unsafe { _mm_storeu_si128(to.cast(), _mm_xor_si128(self, other)) }
     }
 
     #[inline]
     #[target_feature(enable = "aes,pclmulqdq")]
-    unsafe fn xor(self, other: Self) -> Self {
-        _mm_xor_si128(self, other)
-    }
-
-    #[inline]
-    #[target_feature(enable = "aes,pclmulqdq")]
-    unsafe fn counting(low: u64, high: u64) -> Self {
-        _mm_set_epi64x(high.cast_signed(), low.cast_signed())
-    }
-
-    #[inline]
-    #[target_feature(enable = "aes,pclmulqdq")]
-    unsafe fn add_to_low(self, count: u64) -> Self {
-        _mm_add_epi64(self, _mm_set_epi64x(0, count.cast_signed()))
+    unsafe fn encrypt_tweaks(first: u128, keys: &Schedule, to: *mut Block) -> u128 {
+        let value = _mm_set_epi64x((first >> 64) as i64, first as i64);
+        let mut blocks = [value; TWEAK_VECTORS];
+        for (index, block) in blocks.iter_mut().enumerate() {
+            *block = _mm_add_epi64(value, _mm_set_epi64x(0, index as i64));
+        }
+        // SAFETY: it reads the round keys and changes the registers it names.
+        unsafe {
+            aes!(sse, xmm_reg, "movdqa", ["pxor", "aesenc", "aesenclast"], keys, blocks,
+                [b0 0, b1 1, b2 2, b3 3]);
+        }
+        for (index, block) in blocks.into_iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { _mm_storeu_si128(to.add(index).cast(), block) };
+        }
+        let first = blocks[0];
+        let (low, high) = (_mm_cvtsi128_si64(first), _mm_cvtsi128_si64(_mm_unpackhi_epi64(first, first)));
+        u128::from(high.cast_unsigned()) << 64 | u128::from(low.cast_unsigned())
     }
 
     /// `reduced` in `vaes_256` explains the steps.
     #[inline]
     #[target_feature(enable = "aes,pclmulqdq")]
     unsafe fn powers(tweak: u128) -> [Self; GROUP] {
-        let first = _mm_set_epi64x(((tweak >> 64) as u64).cast_signed(), (tweak as u64).cast_signed());
+        let first = _mm_set_epi64x((tweak >> 64) as i64, tweak as i64);
         let swapped = _mm_shuffle_epi32::<SWAP_HALVES>(first);
         let mut powers = [first; GROUP];
         for (index, place) in powers.iter_mut().enumerate() {
@@ -100,31 +105,25 @@ impl Vector for __m128i {
 
     #[inline]
     #[target_feature(enable = "aes,pclmulqdq")]
-    unsafe fn encrypt(blocks: &mut [Self; GROUP], keys: &Schedule) {
-        // SAFETY: it reads the round keys and changes the registers it names.
+    unsafe fn encrypt(blocks: &mut [Self; GROUP], keys: &Schedule, next_tweak: u128) -> [Self; GROUP] {
+        // SAFETY: the caller's promise; it reads the round keys and changes the registers it names.
         unsafe {
+            let next = Self::powers(next_tweak);
             aes!(sse, xmm_reg, "movdqa", ["pxor", "aesenc", "aesenclast"], keys, blocks,
                 [b0 0, b1 1, b2 2, b3 3, b4 4, b5 5, b6 6, b7 7]);
+            next
         }
     }
 
     #[inline]
     #[target_feature(enable = "aes,pclmulqdq")]
-    unsafe fn decrypt(blocks: &mut [Self; GROUP], keys: &Schedule) {
-        // SAFETY: it reads the round keys and changes the registers it names.
+    unsafe fn decrypt(blocks: &mut [Self; GROUP], keys: &Schedule, next_tweak: u128) -> [Self; GROUP] {
+        // SAFETY: the caller's promise; it reads the round keys and changes the registers it names.
         unsafe {
+            let next = Self::powers(next_tweak);
             aes!(sse, xmm_reg, "movdqa", ["pxor", "aesdec", "aesdeclast"], keys, blocks,
                 [b0 0, b1 1, b2 2, b3 3, b4 4, b5 5, b6 6, b7 7]);
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "aes,pclmulqdq")]
-    unsafe fn encrypt_half(blocks: &mut [Self; GROUP / 2], keys: &Schedule) {
-        // SAFETY: it reads the round keys and changes the registers it names.
-        unsafe {
-            aes!(sse, xmm_reg, "movdqa", ["pxor", "aesenc", "aesenclast"], keys, blocks,
-                [b0 0, b1 1, b2 2, b3 3]);
+            next
         }
     }
 }

@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | `aes_ni` | `xmm` | 1 | AES-NI, PCLMULQDQ |
 //! | `vaes_256` | `ymm` | 2 | AVX2, VAES, VPCLMULQDQ |
-//! | `vaes_512` | `zmm` | 4 | AVX-512F, AVX-512 VBMI2, VAES |
+//! | `vaes_512` | `zmm` | 4 | AVX-512F, VAES |
 //!
 //! # What stays behind after a call
 //!
@@ -82,8 +82,6 @@ pub(crate) fn is_available(kernel: Kernel) -> bool {
         Kernel::Portable => false,
         Kernel::AesNi => aes && is_x86_feature_detected!("pclmulqdq"),
         Kernel::Vaes256 => vaes && is_x86_feature_detected!("vpclmulqdq") && is_x86_feature_detected!("avx2"),
-        Kernel::Vaes512 => {
-            vaes && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vbmi2")
-        }
+        Kernel::Vaes512 => vaes && is_x86_feature_detected!("avx512f"),
     }
 }

@@ -5,13 +5,15 @@ use std::arch::x86_64::{
     _mm_storeu_si128, _mm_xor_si128,
 };
 
+use super::vector::Block;
 use crate::cipher::HALF_BYTES;
 
 /// Rounds of AES-256, the last one included.
 pub(super) const ROUNDS: usize = 14;
 
-/// One round key.
-pub(super) type RoundKey = [u8; 16];
+/// One round key, four times over: the narrow kernels load the first one or two, the widest all four, without
+/// an instruction that would have to spread them out.
+pub(super) type RoundKey = [Block; 4];
 
 /// The round keys of one key in one direction, in the order in which they are used.
 pub(super) type Schedule = [RoundKey; ROUNDS + 1];
@@ -38,8 +40,9 @@ impl RoundKeys {
 /// The key schedule: round keys come in pairs, each made from the pair before it.
 #[target_feature(enable = "aes")]
 fn expand(key: &[u8; HALF_BYTES]) -> Schedule {
-    let mut schedule = [[0; 16]; ROUNDS + 1];
-    let pair = [load(&key[..16]), load(&key[16..])];
+    let mut schedule = [[[0; 16]; 4]; ROUNDS + 1];
+    let (halves, _) = key.as_chunks();
+    let pair = [load(&halves[0]), load(&halves[1])];
     let (first, rest) = schedule.split_at_mut(2);
     store(pair[0], &mut first[0]);
     store(pair[1], &mut first[1]);
@@ -79,25 +82,27 @@ fn running_xor(words: __m128i) -> __m128i {
 /// The schedule of the equivalent inverse cipher (FIPS 197, section 5.3.5), which is what `aesdec` computes.
 #[target_feature(enable = "aes")]
 fn inverse(encrypt: &Schedule) -> Schedule {
-    let mut decrypt = [[0; 16]; ROUNDS + 1];
+    let mut decrypt = [[[0; 16]; 4]; ROUNDS + 1];
     for (round, (from, to)) in encrypt.iter().rev().zip(&mut decrypt).enumerate() {
         let outermost = round == 0 || round == ROUNDS;
-        store(if outermost { load(from) } else { _mm_aesimc_si128(load(from)) }, to);
+        let key = load(&from[0]);
+        store(if outermost { key } else { _mm_aesimc_si128(key) }, to);
     }
     decrypt
 }
 
 #[target_feature(enable = "aes")]
-fn load(bytes: &[u8]) -> __m128i {
-    assert_eq!(bytes.len(), 16);
+fn load(bytes: &Block) -> __m128i {
     // SAFETY: 16 bytes are there, and the load needs no alignment.
     unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
 }
 
 #[target_feature(enable = "aes")]
 fn store(value: __m128i, to: &mut RoundKey) {
-    // SAFETY: 16 bytes are there, and the store needs no alignment.
-    unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), value) };
+    for place in to {
+        // SAFETY: 16 bytes are there, and the store needs no alignment.
+        unsafe { _mm_storeu_si128(place.as_mut_ptr().cast(), value) };
+    }
 }
 
 #[cfg(test)]
@@ -116,9 +121,10 @@ mod tests {
         let key = bytes("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4");
         // SAFETY: the processor has AES-NI.
         let keys = unsafe { RoundKeys::expand(&key, &[0; 32]) };
-        assert_eq!(keys.encrypt.as_flattened()[..32], key);
-        assert_eq!(keys.encrypt[2], bytes::<16>("9ba354118e6925afa51a8b5f2067fcde"));
-        assert_eq!(keys.encrypt[14], bytes::<16>("fe4890d1e6188d0b046df344706c631e"));
+        assert_eq!(keys.encrypt[0], [bytes("603deb1015ca71be2b73aef0857d7781"); 4]);
+        assert_eq!(keys.encrypt[1], [bytes("1f352c073b6108d72d9810a30914dff4"); 4]);
+        assert_eq!(keys.encrypt[2], [bytes("9ba354118e6925afa51a8b5f2067fcde"); 4]);
+        assert_eq!(keys.encrypt[14], [bytes("fe4890d1e6188d0b046df344706c631e"); 4]);
         assert_eq!(keys.decrypt[0], keys.encrypt[14]);
         assert_eq!(keys.decrypt[14], keys.encrypt[0]);
     }

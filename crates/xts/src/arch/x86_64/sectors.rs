@@ -1,25 +1,28 @@
 //! The algorithm of all three kernels: XTS over a run of sectors, on vectors of any width.
 //!
-//! What limits it is the rate at which a processor starts AES instructions, so there must always be independent ones
-//! ready: a group of eight vectors of data at a time, and the tweaks of a whole batch of sectors together.
-//! Everything else (powers of tweaks, the two xors of a block, loads and stores) fits beside them on
-//! other ports, and out-of-order execution lets the end of one group overlap the beginning of the next one.
+//! What limits it is how fast a processor starts AES instructions, so independent ones must always be ready, and
+//! everything else must find its place beside them:
+//! - data goes through AES in groups of eight vectors;
+//! - the initial tweaks `T(n, 0)` of a batch of sectors are encrypted together;
+//! - while AES works on one group, the tweaks of the next one are computed, also over the border between two
+//!   sectors: `V::encrypt` and `V::decrypt` do both at once.
 
 use std::arch::asm;
 use std::marker::PhantomData;
 
-use super::schedule::{RoundKey, RoundKeys, Schedule};
-use super::vector::{GROUP, Vector};
+use super::schedule::RoundKeys;
+use super::schedule::Schedule;
+use super::vector::{Block, GROUP, TWEAK_VECTORS, Vector};
 use crate::SECTOR_BYTES;
+use crate::field::times_x_to;
 use crate::sectors::Sectors;
 
-/// Vectors of tweaks that are encrypted together, once for as many sectors as they have blocks.
-const TWEAK_VECTORS: usize = GROUP / 2;
-
-/// The most sectors in a batch: `TWEAK_VECTORS` of the widest vector.
+/// The most sectors in a batch: as many as `TWEAK_VECTORS` of the widest vector have blocks.
 const MAX_BATCH: usize = 16;
 
 /// Where a run of sectors is read and written, and the tweak value of its first sector.
+///
+/// Both pointers are valid for `sectors` sectors during `'a`; they are the same, or do not overlap.
 pub(super) struct Run<'a> {
     from: *const u8,
     to: *mut u8,
@@ -29,7 +32,6 @@ pub(super) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Both pointers are valid for `sectors` sectors during `'a`; they are the same, or do not overlap.
     pub(super) fn over(first_tweak: u128, sectors: Sectors<'a>) -> Self {
         let count = sectors.count();
         let (from, to) = match sectors {
@@ -41,17 +43,35 @@ impl<'a> Run<'a> {
         };
         Self { from, to, sectors: count, first_tweak, buffers: PhantomData }
     }
+
+    /// Leaves out the first `count` sectors. The low half of the tweak value counts on.
+    #[inline(always)]
+    fn skip(&mut self, count: usize) {
+        let (low, high) = (self.first_tweak as u64, self.first_tweak >> 64);
+        self.first_tweak = (high << 64) | u128::from(low.wrapping_add(count as u64));
+        self.sectors -= count;
+        // Not beyond the end of the buffers, as the subtraction shows.
+        self.from = self.from.wrapping_add(count * SECTOR_BYTES);
+        self.to = self.to.wrapping_add(count * SECTOR_BYTES);
+    }
 }
 
-/// Encrypted tweaks `T(n, 0)` of a batch of sectors.
+/// The encrypted tweaks `T(n, 0)` of a batch of sectors.
 #[repr(align(64))]
-struct InitialTweaks([RoundKey; MAX_BATCH]);
+struct InitialTweaks([Block; MAX_BATCH]);
 
 impl InitialTweaks {
+    const ZERO: Self = Self([[0; 16]; MAX_BATCH]);
+
+    #[inline(always)]
+    fn of(&self, sector: usize) -> u128 {
+        u128::from_le_bytes(self.0[sector])
+    }
+
     /// Overwrites them, in a way that the compiler cannot take for useless.
     #[inline(always)]
     fn wipe(&mut self) {
-        self.0 = [[0; 16]; MAX_BATCH];
+        *self = Self::ZERO;
         // SAFETY: it does nothing; the compiler must assume that it reads what the pointer leads to.
         unsafe { asm!("/* {} */", in(reg) self.0.as_ptr(), options(nostack, preserves_flags)) };
     }
@@ -62,101 +82,108 @@ impl InitialTweaks {
 /// # Safety
 /// The processor has the instructions of `V`'s kernel.
 #[inline(always)]
-pub(super) unsafe fn run<V: Vector, const DECRYPT: bool>(keys: &RoundKeys, run: Run<'_>) {
-    let mut tweaks = InitialTweaks([[0; 16]; MAX_BATCH]);
-    let (mut from, mut to) = (run.from, run.to);
-    let (mut low, high) = (run.first_tweak as u64, (run.first_tweak >> 64) as u64);
-    let mut left = run.sectors;
-    while left > 0 {
-        let batch = left.min(TWEAK_VECTORS * V::BLOCKS);
-        // SAFETY: the caller's promise; `left` sectors remain at both pointers.
-        unsafe {
-            encrypt_tweaks::<V>(&keys.tweak, low, high, &mut tweaks);
-            for tweak in &tweaks.0[..batch] {
-                sector::<V, DECRYPT>(keys, u128::from_le_bytes(*tweak), from, to);
-                from = from.add(SECTOR_BYTES);
-                to = to.add(SECTOR_BYTES);
+pub(super) unsafe fn run<V: Vector, const DECRYPT: bool>(keys: &RoundKeys, mut run: Run<'_>) {
+    const { assert!(TWEAK_VECTORS * V::BLOCKS <= MAX_BATCH) };
+    let schedule = if DECRYPT { &keys.decrypt } else { &keys.encrypt };
+    let mut tweaks = InitialTweaks::ZERO;
+    while run.sectors > 0 {
+        // SAFETY: the caller's promise about the processor; at least one sector is left, and `tweaks` is large
+        // enough.
+        let done = unsafe {
+            if DECRYPT && is_unwritten(run.from) {
+                run.to.write_bytes(0, SECTOR_BYTES);
+                1
+            } else {
+                let first = V::encrypt_tweaks(run.first_tweak, &keys.tweak, tweaks.0.as_mut_ptr());
+                batch::<V, DECRYPT>(schedule, first, &tweaks, &run)
             }
-        }
-        low = low.wrapping_add(batch as u64);
-        left -= batch;
+        };
+        run.skip(done);
     }
     tweaks.wipe();
 }
 
-/// `T(n, 0)` for a whole batch of sectors, the first of which has the tweak value `high:low`.
+/// The first sectors of `run`, at most a batch, with their initial tweaks. Returns how many: at least one, which
+/// is a written one; decryption stops before the next that may be unwritten.
 #[inline(always)]
-unsafe fn encrypt_tweaks<V: Vector>(keys: &Schedule, low: u64, high: u64, tweaks: &mut InitialTweaks) {
-    const { assert!(TWEAK_VECTORS * V::BLOCKS <= MAX_BATCH) };
-    // SAFETY: the caller's promise about the processor; the vectors fit in `tweaks`.
-    unsafe {
-        let mut blocks = [V::counting(low, high); TWEAK_VECTORS];
-        for (index, block) in blocks.iter_mut().enumerate() {
-            *block = block.add_to_low((index * V::BLOCKS) as u64);
-        }
-        V::encrypt_half(&mut blocks, keys);
-        for (index, block) in blocks.into_iter().enumerate() {
-            block.store(tweaks.0.as_mut_ptr().add(index * V::BLOCKS).cast());
-        }
-    }
-}
-
-/// One sector: from `from` to `to`, with `tweak` = `T(n, 0)`.
-#[inline(always)]
-unsafe fn sector<V: Vector, const DECRYPT: bool>(
-    keys: &RoundKeys,
-    tweak: u128,
-    from: *const u8,
-    to: *mut u8,
-) {
+unsafe fn batch<V: Vector, const DECRYPT: bool>(
+    keys: &Schedule,
+    first: u128,
+    initial: &InitialTweaks,
+    run: &Run<'_>,
+) -> usize {
     let group_blocks = GROUP * V::BLOCKS;
-    let mut tweak = tweak;
-    // SAFETY: the caller's promises: the processor, and a sector at each pointer.
+    let group_bytes = group_blocks * size_of::<Block>();
+    let sectors = run.sectors.min(TWEAK_VECTORS * V::BLOCKS);
+    let (mut from, mut to) = (run.from, run.to);
+    // SAFETY: the caller's promises about the processor and the run, of whose sectors no more are touched.
     unsafe {
-        if DECRYPT && is_zero(from) {
-            to.write_bytes(0, SECTOR_BYTES);
-            return;
+        let mut tweak = first;
+        let mut tweaks = V::powers(tweak);
+        let mut blocks = load_xor(from, &tweaks);
+        for sector in 1..=sectors {
+            for group in 1..=SECTOR_BYTES / group_bytes {
+                let last = group == SECTOR_BYTES / group_bytes;
+                tweak = match (last, sector == sectors) {
+                    (false, _) => times_x_to(tweak, group_blocks as u32),
+                    (true, false) => initial.of(sector),
+                    (true, true) => 0, // nothing follows; what is computed from this is not used
+                };
+                let next = if DECRYPT {
+                    V::decrypt(&mut blocks, keys, tweak)
+                } else {
+                    V::encrypt(&mut blocks, keys, tweak)
+                };
+                xor_store(&blocks, &tweaks, to);
+                tweaks = next;
+                (from, to) = (from.wrapping_add(group_bytes), to.wrapping_add(group_bytes));
+                if last && (sector == sectors || DECRYPT && begins_with_zero(from)) {
+                    return sector;
+                }
+                blocks = load_xor(from, &tweaks);
+            }
         }
-        for first_block in (0..SECTOR_BYTES / 16).step_by(group_blocks) {
-            let offset = first_block * 16;
-            group::<V, DECRYPT>(keys, tweak, from.add(offset), to.add(offset));
-            tweak = crate::field::times_x_to(tweak, group_blocks as u32);
-        }
+    }
+    sectors
+}
+
+/// A group of blocks from `from`, each xored with its tweak.
+#[inline(always)]
+unsafe fn load_xor<V: Vector>(from: *const u8, tweaks: &[V; GROUP]) -> [V; GROUP] {
+    let mut blocks = *tweaks;
+    for (index, block) in blocks.iter_mut().enumerate() {
+        // SAFETY: the caller's promise that a group can be read at `from`.
+        *block = unsafe { block.xor_load(from.add(index * V::BLOCKS * size_of::<Block>())) };
+    }
+    blocks
+}
+
+/// A group of blocks, each xored with its tweak, to `to`.
+#[inline(always)]
+unsafe fn xor_store<V: Vector>(blocks: &[V; GROUP], tweaks: &[V; GROUP], to: *mut u8) {
+    for (index, (block, tweak)) in blocks.iter().zip(tweaks).enumerate() {
+        // SAFETY: the caller's promise that a group can be written at `to`.
+        unsafe { block.xor_store(*tweak, to.add(index * V::BLOCKS * size_of::<Block>())) };
     }
 }
 
-/// `GROUP` vectors of one sector; `tweak` is that of their first block.
+/// Whether the sector at `from` is unwritten: all zeros.
 #[inline(always)]
-unsafe fn group<V: Vector, const DECRYPT: bool>(keys: &RoundKeys, tweak: u128, from: *const u8, to: *mut u8) {
-    // SAFETY: the caller's promises: the processor, and `GROUP` vectors at each pointer.
-    unsafe {
-        let tweaks = V::powers(tweak);
-        let mut blocks = tweaks;
-        for (index, block) in blocks.iter_mut().enumerate() {
-            *block = block.xor(V::load(from.add(index * V::BLOCKS * 16)));
-        }
-        if DECRYPT {
-            V::decrypt(&mut blocks, &keys.decrypt);
-        } else {
-            V::encrypt(&mut blocks, &keys.encrypt);
-        }
-        for (index, (block, tweak)) in blocks.into_iter().zip(tweaks).enumerate() {
-            block.xor(tweak).store(to.add(index * V::BLOCKS * 16));
-        }
-    }
-}
-
-/// Whether the sector at `from` is unwritten. Of a written one the first word says no, but once in 2^64.
-#[inline(always)]
-unsafe fn is_zero(from: *const u8) -> bool {
+unsafe fn is_unwritten(from: *const u8) -> bool {
     // SAFETY: the caller's promise that a sector can be read at `from`.
-    unsafe { from.cast::<u64>().read_unaligned() == 0 && rest_is_zero(from) }
+    unsafe { begins_with_zero(from) && all_zero(from) }
+}
+
+/// Whether the first word of the sector at `from` is zero: true of an unwritten one, and of one in 2^64 others.
+#[inline(always)]
+unsafe fn begins_with_zero(from: *const u8) -> bool {
+    // SAFETY: the caller's promise that a sector can be read at `from`.
+    unsafe { from.cast::<u64>().read_unaligned() == 0 }
 }
 
 /// Whether a sector is all zeros.
 #[cold]
-#[inline(never)]
-unsafe fn rest_is_zero(from: *const u8) -> bool {
+unsafe fn all_zero(from: *const u8) -> bool {
     // SAFETY: the caller's promise that a sector can be read at `from`.
     let words = unsafe { from.cast::<[u64; SECTOR_BYTES / 8]>().read_unaligned() };
     words.iter().fold(0, |all, word| all | word) == 0

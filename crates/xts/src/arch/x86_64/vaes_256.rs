@@ -2,15 +2,15 @@
 
 use std::arch::asm;
 use std::arch::x86_64::{
-    __m256i, _mm_cvtsi64_si128, _mm_set_epi64x, _mm256_add_epi64, _mm256_broadcastsi128_si256,
-    _mm256_clmulepi64_epi128, _mm256_loadu_si256, _mm256_set_epi64x, _mm256_set1_epi64x,
-    _mm256_shuffle_epi32, _mm256_sll_epi64, _mm256_sllv_epi64, _mm256_srl_epi64, _mm256_srlv_epi64,
-    _mm256_storeu_si256, _mm256_xor_si256,
+    __m256i, _mm_cvtsi64_si128, _mm_cvtsi128_si64, _mm_set_epi64x, _mm_unpackhi_epi64, _mm256_add_epi64,
+    _mm256_broadcastsi128_si256, _mm256_castsi256_si128, _mm256_clmulepi64_epi128, _mm256_loadu_si256,
+    _mm256_set_epi64x, _mm256_set1_epi64x, _mm256_shuffle_epi32, _mm256_sll_epi64, _mm256_sllv_epi64,
+    _mm256_srl_epi64, _mm256_srlv_epi64, _mm256_storeu_si256, _mm256_xor_si256,
 };
 
 use super::schedule::{RoundKeys, Schedule};
 use super::sectors::{self, Run};
-use super::vector::{GROUP, SWAP_HALVES, Vector, aes, vex};
+use super::vector::{Block, GROUP, SWAP_HALVES, TWEAK_VECTORS, Vector, aes, vex};
 
 /// # Safety
 /// The processor has AVX2, VAES and VPCLMULQDQ.
@@ -60,42 +60,46 @@ impl Vector for __m256i {
 
     #[inline]
     #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
-    unsafe fn load(from: *const u8) -> Self {
+    unsafe fn xor_load(self, from: *const u8) -> Self {
         // SAFETY: the caller's promise.
-        unsafe { _mm256_loadu_si256(from.cast()) }
+        _mm256_xor_si256(self, unsafe { _mm256_loadu_si256(from.cast()) })
     }
 
     #[inline]
     #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
-    unsafe fn store(self, to: *mut u8) {
+    unsafe fn xor_store(self, other: Self, to: *mut u8) {
         // SAFETY: the caller's promise.
-        unsafe { _mm256_storeu_si256(to.cast(), self) }
+        unsafe { _mm256_storeu_si256(to.cast(), _mm256_xor_si256(self, other)) }
     }
 
     #[inline]
     #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
-    unsafe fn xor(self, other: Self) -> Self {
-        _mm256_xor_si256(self, other)
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
-    unsafe fn counting(low: u64, high: u64) -> Self {
-        let first = _mm256_broadcastsi128_si256(_mm_set_epi64x(high.cast_signed(), low.cast_signed()));
-        _mm256_add_epi64(first, _mm256_set_epi64x(0, 1, 0, 0))
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
-    unsafe fn add_to_low(self, count: u64) -> Self {
-        _mm256_add_epi64(self, _mm256_broadcastsi128_si256(_mm_set_epi64x(0, count.cast_signed())))
+    unsafe fn encrypt_tweaks(first: u128, keys: &Schedule, to: *mut Block) -> u128 {
+        let value = _mm_set_epi64x((first >> 64) as i64, first as i64);
+        let values = _mm256_add_epi64(_mm256_broadcastsi128_si256(value), _mm256_set_epi64x(0, 1, 0, 0));
+        let mut blocks = [values; TWEAK_VECTORS];
+        for (index, block) in blocks.iter_mut().enumerate() {
+            let skipped = _mm_set_epi64x(0, (index * Self::BLOCKS) as i64);
+            *block = _mm256_add_epi64(values, _mm256_broadcastsi128_si256(skipped));
+        }
+        // SAFETY: it reads the round keys and changes the registers it names.
+        unsafe {
+            aes!(vex, ymm_reg, "vmovdqa", ["vpxor", "vaesenc", "vaesenclast"], keys, blocks,
+                [b0 0, b1 1, b2 2, b3 3]);
+        }
+        for (index, block) in blocks.into_iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { _mm256_storeu_si256(to.add(index * Self::BLOCKS).cast(), block) };
+        }
+        let first = _mm256_castsi256_si128(blocks[0]);
+        let (low, high) = (_mm_cvtsi128_si64(first), _mm_cvtsi128_si64(_mm_unpackhi_epi64(first, first)));
+        u128::from(high.cast_unsigned()) << 64 | u128::from(low.cast_unsigned())
     }
 
     #[inline]
     #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
     unsafe fn powers(tweak: u128) -> [Self; GROUP] {
-        let (low, high) = ((tweak as u64).cast_signed(), ((tweak >> 64) as u64).cast_signed());
-        let twice = _mm256_broadcastsi128_si256(_mm_set_epi64x(high, low));
+        let twice = _mm256_broadcastsi128_si256(_mm_set_epi64x((tweak >> 64) as i64, tweak as i64));
         let swapped = _mm256_shuffle_epi32::<SWAP_HALVES>(twice);
         let halves = _mm256_sllv_epi64(twice, _mm256_set_epi64x(1, 1, 0, 0));
         let first = reduced(halves, _mm256_srlv_epi64(swapped, _mm256_set_epi64x(63, 63, 64, 64)));
@@ -111,31 +115,25 @@ impl Vector for __m256i {
 
     #[inline]
     #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
-    unsafe fn encrypt(blocks: &mut [Self; GROUP], keys: &Schedule) {
-        // SAFETY: it reads the round keys and changes the registers it names.
+    unsafe fn encrypt(blocks: &mut [Self; GROUP], keys: &Schedule, next_tweak: u128) -> [Self; GROUP] {
+        // SAFETY: the caller's promise; it reads the round keys and changes the registers it names.
         unsafe {
-            aes!(vex, ymm_reg, "vbroadcasti128", ["vpxor", "vaesenc", "vaesenclast"], keys, blocks,
+            let next = Self::powers(next_tweak);
+            aes!(vex, ymm_reg, "vmovdqa", ["vpxor", "vaesenc", "vaesenclast"], keys, blocks,
                 [b0 0, b1 1, b2 2, b3 3, b4 4, b5 5, b6 6, b7 7]);
+            next
         }
     }
 
     #[inline]
     #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
-    unsafe fn decrypt(blocks: &mut [Self; GROUP], keys: &Schedule) {
-        // SAFETY: it reads the round keys and changes the registers it names.
+    unsafe fn decrypt(blocks: &mut [Self; GROUP], keys: &Schedule, next_tweak: u128) -> [Self; GROUP] {
+        // SAFETY: the caller's promise; it reads the round keys and changes the registers it names.
         unsafe {
-            aes!(vex, ymm_reg, "vbroadcasti128", ["vpxor", "vaesdec", "vaesdeclast"], keys, blocks,
+            let next = Self::powers(next_tweak);
+            aes!(vex, ymm_reg, "vmovdqa", ["vpxor", "vaesdec", "vaesdeclast"], keys, blocks,
                 [b0 0, b1 1, b2 2, b3 3, b4 4, b5 5, b6 6, b7 7]);
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
-    unsafe fn encrypt_half(blocks: &mut [Self; GROUP / 2], keys: &Schedule) {
-        // SAFETY: it reads the round keys and changes the registers it names.
-        unsafe {
-            aes!(vex, ymm_reg, "vbroadcasti128", ["vpxor", "vaesenc", "vaesenclast"], keys, blocks,
-                [b0 0, b1 1, b2 2, b3 3]);
+            next
         }
     }
 }

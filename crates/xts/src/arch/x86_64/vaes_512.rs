@@ -2,19 +2,20 @@
 
 use std::arch::asm;
 use std::arch::x86_64::{
-    __m512i, _mm_set_epi64x, _mm512_add_epi64, _mm512_broadcast_i32x4, _mm512_loadu_si512, _mm512_set_epi64,
-    _mm512_set1_epi64, _mm512_shldv_epi64, _mm512_slli_epi64, _mm512_sllv_epi64, _mm512_srlv_epi64,
-    _mm512_storeu_si512, _mm512_sub_epi64, _mm512_ternarylogic_epi64, _mm512_unpackhi_epi64,
-    _mm512_unpacklo_epi64, _mm512_xor_si512,
+    __m512i, _mm_cvtsi128_si64, _mm_set_epi64x, _mm_unpackhi_epi64, _mm512_add_epi64, _mm512_broadcast_i32x4,
+    _mm512_castsi512_si128, _mm512_load_si512, _mm512_loadu_si512, _mm512_or_si512, _mm512_set_epi64,
+    _mm512_set1_epi64, _mm512_setzero_si512, _mm512_slli_epi64, _mm512_sllv_epi64, _mm512_srlv_epi64,
+    _mm512_storeu_si512, _mm512_ternarylogic_epi64, _mm512_unpackhi_epi64, _mm512_unpacklo_epi64,
+    _mm512_xor_si512,
 };
 
 use super::schedule::{RoundKeys, Schedule};
 use super::sectors::{self, Run};
-use super::vector::{GROUP, Vector, aes, vex};
+use super::vector::{Block, GROUP, TWEAK_VECTORS, Vector, aes, vex};
 
 /// # Safety
-/// The processor has AVX-512F, AVX-512 VBMI2 and VAES.
-#[target_feature(enable = "avx512f,avx512vbmi2,vaes")]
+/// The processor has AVX-512F and VAES.
+#[target_feature(enable = "avx512f,vaes")]
 pub(super) unsafe fn encrypt(keys: &RoundKeys, run: Run<'_>) {
     // SAFETY: the caller's promise.
     unsafe { sectors::run::<__m512i, false>(keys, run) };
@@ -23,7 +24,7 @@ pub(super) unsafe fn encrypt(keys: &RoundKeys, run: Run<'_>) {
 
 /// # Safety
 /// As [`encrypt`].
-#[target_feature(enable = "avx512f,avx512vbmi2,vaes")]
+#[target_feature(enable = "avx512f,vaes")]
 pub(super) unsafe fn decrypt(keys: &RoundKeys, run: Run<'_>) {
     // SAFETY: the caller's promise.
     unsafe { sectors::run::<__m512i, true>(keys, run) };
@@ -58,6 +59,138 @@ fn clear_registers() {
     }
 }
 
+/// How far the halves of a tweak are shifted for its powers, eight 64-bit places to a register.
+///
+/// Unpacking a register of low halves and one of high halves, both in this order, gives the powers 0, 1, 2, 3 and 4, 5, 6, 7,
+/// plus 8 for each pair of registers before.
+#[repr(C, align(64))]
+struct Shifts {
+    /// Left, by the power of x.
+    left: [[u64; 8]; GROUP / 2],
+    /// Right, by 64 minus that: what the left shift pushes out.
+    right: [[u64; 8]; GROUP / 2],
+}
+
+static SHIFTS: Shifts = {
+    let order = [0, 4, 1, 5, 2, 6, 3, 7];
+    let mut shifts = Shifts { left: [[0; 8]; GROUP / 2], right: [[0; 8]; GROUP / 2] };
+    let mut place = 0;
+    while place < 8 * GROUP / 2 {
+        let power = order[place % 8] + 8 * (place as u64 / 8);
+        shifts.left[place / 8][place % 8] = power;
+        shifts.right[place / 8][place % 8] = 64 - power;
+        place += 1;
+    }
+    shifts
+};
+
+/// One instruction on each of the eight blocks with round key `$key`, and four others between them.
+macro_rules! step {
+    ($op:literal, $key:literal, $a:expr, $b:expr, $c:expr, $d:expr) => {
+        concat!(
+            "vmovdqa64 {key}, [{keys} + 64 * ",
+            $key,
+            "]\n",
+            $op,
+            " {b0}, {b0}, {key}\n",
+            $op,
+            " {b1}, {b1}, {key}\n",
+            $a,
+            "\n",
+            $op,
+            " {b2}, {b2}, {key}\n",
+            $op,
+            " {b3}, {b3}, {key}\n",
+            $b,
+            "\n",
+            $op,
+            " {b4}, {b4}, {key}\n",
+            $op,
+            " {b5}, {b5}, {key}\n",
+            $c,
+            "\n",
+            $op,
+            " {b6}, {b6}, {key}\n",
+            $op,
+            " {b7}, {b7}, {key}\n",
+            $d,
+            "\n",
+        )
+    };
+}
+
+/// Three rounds, and between their instructions those of one pair of registers in `powers`.
+macro_rules! rounds_and_pair {
+    ($op:literal, [$first:literal, $second:literal, $third:literal], $pair:literal, $even:literal, $odd:literal) => {
+        concat!(
+            step!(
+                $op,
+                $first,
+                concat!("vpsrlvq {x}, {high}, [{right} + 64 * ", $pair, "]"),
+                concat!("vpsllvq ", $even, ", {low}, [{left} + 64 * ", $pair, "]"),
+                "vpsllq {y}, {x}, 1",
+                "vpsllq {z}, {x}, 2"
+            ),
+            step!(
+                $op,
+                $second,
+                concat!("vpternlogq ", $even, ", {x}, {y}, 0x96"),
+                "vpsllq {x}, {x}, 7",
+                concat!("vpsrlvq {y}, {low}, [{right} + 64 * ", $pair, "]"),
+                concat!("vpternlogq ", $even, ", {x}, {z}, 0x96")
+            ),
+            step!(
+                $op,
+                $third,
+                concat!("vpsllvq {z}, {high}, [{left} + 64 * ", $pair, "]"),
+                "vporq {z}, {z}, {y}",
+                concat!("vpunpckhqdq ", $odd, ", ", $even, ", {z}"),
+                concat!("vpunpcklqdq ", $even, ", ", $even, ", {z}")
+            ),
+        )
+    };
+}
+
+/// `aes` over a group with the powers of the next tweak in between, instruction by instruction.
+///
+/// AES keeps two of Zen 4's four vector pipes busy without a gap. Given all shifts at once, its scheduler puts half of
+/// them on one of those two, which costs 19 cycles of 115 a sector; one at a time, between AES instructions, they
+/// go to the pipes that are free.
+macro_rules! aes_and_powers {
+    ($round:literal, $last:literal, $blocks:expr, $keys:expr, $tweak:expr) => {{
+        let mut powers = [_mm512_setzero_si512(); GROUP];
+        // SAFETY: it reads the round keys and the table of shifts, and changes the registers it names.
+        unsafe {
+            asm!(
+                step!("vpxorq", 0, "vpbroadcastq {low}, {low_half}", "", "vpbroadcastq {high}, {high_half}", ""),
+                rounds_and_pair!($round, [1, 2, 3], 0, "{p0}", "{p1}"),
+                rounds_and_pair!($round, [4, 5, 6], 1, "{p2}", "{p3}"),
+                rounds_and_pair!($round, [7, 8, 9], 2, "{p4}", "{p5}"),
+                rounds_and_pair!($round, [10, 11, 12], 3, "{p6}", "{p7}"),
+                step!($round, 13, "", "", "", ""),
+                step!($last, 14, "", "", "", ""),
+                keys = in(reg) std::ptr::from_ref::<Schedule>($keys),
+                left = in(reg) &raw const SHIFTS.left,
+                right = in(reg) &raw const SHIFTS.right,
+                low_half = in(reg) $tweak as u64,
+                high_half = in(reg) ($tweak >> 64) as u64,
+                low = out(zmm_reg) _, high = out(zmm_reg) _, key = out(zmm_reg) _,
+                x = out(zmm_reg) _, y = out(zmm_reg) _, z = out(zmm_reg) _,
+                b0 = inout(zmm_reg) $blocks[0], b1 = inout(zmm_reg) $blocks[1],
+                b2 = inout(zmm_reg) $blocks[2], b3 = inout(zmm_reg) $blocks[3],
+                b4 = inout(zmm_reg) $blocks[4], b5 = inout(zmm_reg) $blocks[5],
+                b6 = inout(zmm_reg) $blocks[6], b7 = inout(zmm_reg) $blocks[7],
+                p0 = out(zmm_reg) powers[0], p1 = out(zmm_reg) powers[1],
+                p2 = out(zmm_reg) powers[2], p3 = out(zmm_reg) powers[3],
+                p4 = out(zmm_reg) powers[4], p5 = out(zmm_reg) powers[5],
+                p6 = out(zmm_reg) powers[6], p7 = out(zmm_reg) powers[7],
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+        powers
+    }};
+}
+
 /// `a ⊕ b ⊕ c`.
 #[target_feature(enable = "avx512f")]
 fn xor3(a: __m512i, b: __m512i, c: __m512i) -> __m512i {
@@ -68,54 +201,65 @@ impl Vector for __m512i {
     const BLOCKS: usize = 4;
 
     #[inline]
-    #[target_feature(enable = "avx512f,avx512vbmi2,vaes")]
-    unsafe fn load(from: *const u8) -> Self {
+    #[target_feature(enable = "avx512f,vaes")]
+    unsafe fn xor_load(self, from: *const u8) -> Self {
         // SAFETY: the caller's promise.
-        unsafe { _mm512_loadu_si512(from.cast()) }
+        _mm512_xor_si512(self, unsafe { _mm512_loadu_si512(from.cast()) })
     }
 
     #[inline]
-    #[target_feature(enable = "avx512f,avx512vbmi2,vaes")]
-    unsafe fn store(self, to: *mut u8) {
+    #[target_feature(enable = "avx512f,vaes")]
+    unsafe fn xor_store(self, other: Self, to: *mut u8) {
         // SAFETY: the caller's promise.
-        unsafe { _mm512_storeu_si512(to.cast(), self) }
+        unsafe { _mm512_storeu_si512(to.cast(), _mm512_xor_si512(self, other)) }
     }
 
     #[inline]
-    #[target_feature(enable = "avx512f,avx512vbmi2,vaes")]
-    unsafe fn xor(self, other: Self) -> Self {
-        _mm512_xor_si512(self, other)
+    #[target_feature(enable = "avx512f,vaes")]
+    unsafe fn encrypt_tweaks(first: u128, keys: &Schedule, to: *mut Block) -> u128 {
+        let value = _mm_set_epi64x((first >> 64) as i64, first as i64);
+        let values =
+            _mm512_add_epi64(_mm512_broadcast_i32x4(value), _mm512_set_epi64(0, 3, 0, 2, 0, 1, 0, 0));
+        let mut blocks = [values; TWEAK_VECTORS];
+        for (index, block) in blocks.iter_mut().enumerate() {
+            let skipped = _mm_set_epi64x(0, (index * Self::BLOCKS) as i64);
+            *block = _mm512_add_epi64(values, _mm512_broadcast_i32x4(skipped));
+        }
+        // SAFETY: it reads the round keys and changes the registers it names.
+        unsafe {
+            aes!(vex, zmm_reg, "vmovdqa64", ["vpxorq", "vaesenc", "vaesenclast"], keys, blocks,
+                [b0 0, b1 1, b2 2, b3 3]);
+        }
+        for (index, block) in blocks.into_iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { _mm512_storeu_si512(to.add(index * Self::BLOCKS).cast(), block) };
+        }
+        let first = _mm512_castsi512_si128(blocks[0]);
+        let (low, high) = (_mm_cvtsi128_si64(first), _mm_cvtsi128_si64(_mm_unpackhi_epi64(first, first)));
+        u128::from(high.cast_unsigned()) << 64 | u128::from(low.cast_unsigned())
     }
 
+    /// Low and high halves are computed apart, eight to a register, and put together at the end. The carry-less
+    /// product with 0x87 is three shifts: VPCLMULQDQ would take AES's place, on Zen 4 both run on the same pipes.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512vbmi2,vaes")]
-    unsafe fn counting(low: u64, high: u64) -> Self {
-        let first = _mm512_broadcast_i32x4(_mm_set_epi64x(high.cast_signed(), low.cast_signed()));
-        _mm512_add_epi64(first, _mm512_set_epi64(0, 3, 0, 2, 0, 1, 0, 0))
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512vbmi2,vaes")]
-    unsafe fn add_to_low(self, count: u64) -> Self {
-        _mm512_add_epi64(self, _mm512_broadcast_i32x4(_mm_set_epi64x(0, count.cast_signed())))
-    }
-
-    /// Low and high halves are computed apart, eight to a register, and put together at the end. The carry-less product
-    /// with 0x87 is three shifts: on Zen 4 VPCLMULQDQ would take turns with AES on the same ports, shifts do not.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512vbmi2,vaes")]
+    #[target_feature(enable = "avx512f,vaes")]
     unsafe fn powers(tweak: u128) -> [Self; GROUP] {
-        let tweak_low = _mm512_set1_epi64((tweak as u64).cast_signed());
-        let tweak_high = _mm512_set1_epi64(((tweak >> 64) as u64).cast_signed());
+        let tweak_low = _mm512_set1_epi64(tweak as i64);
+        let tweak_high = _mm512_set1_epi64((tweak >> 64) as i64);
         let mut powers = [tweak_low; GROUP];
         for (index, pair) in powers.chunks_exact_mut(2).enumerate() {
-            // In this order unpacking gives the powers 0, 1, 2, 3 and 4, 5, 6, 7, plus 8 for each pair before.
-            let power = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
-            let power = _mm512_add_epi64(power, _mm512_set1_epi64(index as i64 * 8));
-            let carry = _mm512_srlv_epi64(tweak_high, _mm512_sub_epi64(_mm512_set1_epi64(64), power));
-            let product = xor3(carry, _mm512_slli_epi64::<1>(carry), _mm512_slli_epi64::<2>(carry));
-            let low = xor3(_mm512_sllv_epi64(tweak_low, power), _mm512_slli_epi64::<7>(carry), product);
-            let high = _mm512_shldv_epi64(tweak_high, tweak_low, power);
+            // SAFETY: both are 64 bytes, aligned to 64.
+            let (left, right) = unsafe {
+                (
+                    _mm512_load_si512(SHIFTS.left[index].as_ptr().cast()),
+                    _mm512_load_si512(SHIFTS.right[index].as_ptr().cast()),
+                )
+            };
+            let carry = _mm512_srlv_epi64(tweak_high, right);
+            let low = xor3(_mm512_sllv_epi64(tweak_low, left), carry, _mm512_slli_epi64::<1>(carry));
+            let low = xor3(low, _mm512_slli_epi64::<2>(carry), _mm512_slli_epi64::<7>(carry));
+            let high =
+                _mm512_or_si512(_mm512_sllv_epi64(tweak_high, left), _mm512_srlv_epi64(tweak_low, right));
             pair[0] = _mm512_unpacklo_epi64(low, high);
             pair[1] = _mm512_unpackhi_epi64(low, high);
         }
@@ -123,32 +267,14 @@ impl Vector for __m512i {
     }
 
     #[inline]
-    #[target_feature(enable = "avx512f,avx512vbmi2,vaes")]
-    unsafe fn encrypt(blocks: &mut [Self; GROUP], keys: &Schedule) {
-        // SAFETY: it reads the round keys and changes the registers it names.
-        unsafe {
-            aes!(vex, zmm_reg, "vbroadcasti32x4", ["vpxorq", "vaesenc", "vaesenclast"], keys, blocks,
-                [b0 0, b1 1, b2 2, b3 3, b4 4, b5 5, b6 6, b7 7]);
-        }
+    #[target_feature(enable = "avx512f,vaes")]
+    unsafe fn encrypt(blocks: &mut [Self; GROUP], keys: &Schedule, next_tweak: u128) -> [Self; GROUP] {
+        aes_and_powers!("vaesenc", "vaesenclast", blocks, keys, next_tweak)
     }
 
     #[inline]
-    #[target_feature(enable = "avx512f,avx512vbmi2,vaes")]
-    unsafe fn decrypt(blocks: &mut [Self; GROUP], keys: &Schedule) {
-        // SAFETY: it reads the round keys and changes the registers it names.
-        unsafe {
-            aes!(vex, zmm_reg, "vbroadcasti32x4", ["vpxorq", "vaesdec", "vaesdeclast"], keys, blocks,
-                [b0 0, b1 1, b2 2, b3 3, b4 4, b5 5, b6 6, b7 7]);
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512vbmi2,vaes")]
-    unsafe fn encrypt_half(blocks: &mut [Self; GROUP / 2], keys: &Schedule) {
-        // SAFETY: it reads the round keys and changes the registers it names.
-        unsafe {
-            aes!(vex, zmm_reg, "vbroadcasti32x4", ["vpxorq", "vaesenc", "vaesenclast"], keys, blocks,
-                [b0 0, b1 1, b2 2, b3 3]);
-        }
+    #[target_feature(enable = "avx512f,vaes")]
+    unsafe fn decrypt(blocks: &mut [Self; GROUP], keys: &Schedule, next_tweak: u128) -> [Self; GROUP] {
+        aes_and_powers!("vaesdec", "vaesdeclast", blocks, keys, next_tweak)
     }
 }
