@@ -5,6 +5,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sealblk_block::{BlockDevice, BlockError, ByteDevice};
@@ -17,6 +18,7 @@ use crate::lane::Lane;
 use crate::link::Link;
 use crate::negotiation::{self, Negotiation, Outcome};
 use crate::request;
+use crate::stats::{Meter, Statistics};
 use crate::stop::StopSignal;
 
 /// How long a client may go on negotiating with a server that is shutting down.
@@ -91,13 +93,14 @@ pub enum ConnectionError {
 ///
 /// Must run on a current-thread runtime with time (and I/O, if `stream` or the device needs it) where
 /// local tasks can be spawned: a `LocalSet` or a `LocalRuntime`. The device's lane is opened when the
-/// client has chosen the export, and not before. Dropping the future cuts the connection.
+/// client has chosen the export, and not before; what it serves is counted in `statistics`. Dropping the future cuts the connection.
 pub async fn serve_connection<S, D>(
     stream: S,
     device: &ByteDevice<D>,
     info: &ExportInfo,
     limits: &Limits,
     stop: StopSignal,
+    statistics: &Arc<Statistics>,
 ) -> Result<Ended, ConnectionError>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -124,7 +127,7 @@ where
             let lane = device.open_lane(workers).map_err(ConnectionError::Open)?;
             handshake.send(negotiation.replies()).await?;
             let link = Link::new(handshake.stream, handshake.inbox);
-            Lane::new(lane, export, link, limits).run(workers, stop).await
+            Lane::new(lane, export, link, limits, Meter::new(statistics)).run(workers, stop).await
         }
     }
 }

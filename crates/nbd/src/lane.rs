@@ -29,6 +29,7 @@ use crate::link::{End, Link};
 use crate::outbox::Outbox;
 use crate::reply::{WireError, simple_reply};
 use crate::request::{Arrival, Request};
+use crate::stats::{Meter, Timed};
 use crate::stop::StopSignal;
 
 /// A stopping lane serves what arrives within this time, for it was probably under way; later requests
@@ -41,6 +42,7 @@ pub(crate) struct Lane<S, L> {
     export: Export,
     link: Baton<Box<Link<S>>>,
     shared: Shared,
+    meter: Meter,
 }
 
 /// A request that was received whole: nothing is missing to carry it out.
@@ -59,12 +61,19 @@ where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
     L: BlockLane,
 {
-    pub(crate) fn new(device: ByteLane<L>, export: Export, link: Link<S>, limits: &Limits) -> Rc<Self> {
+    pub(crate) fn new(
+        device: ByteLane<L>,
+        export: Export,
+        link: Link<S>,
+        limits: &Limits,
+        meter: Meter,
+    ) -> Rc<Self> {
         Rc::new(Self {
             device,
             export,
             link: Baton::new(Box::new(link), limits.workers),
             shared: Shared::new(limits.in_flight_bytes),
+            meter,
         })
     }
 
@@ -111,15 +120,16 @@ where
                     break;
                 }
             };
+            let timed = self.meter.begin();
             let mut work = pin!(self.carry_out(&request, buffer));
             if let Poll::Ready(done) = poll_once(work.as_mut()).await {
-                self.reply(cookie, &request, done);
+                self.reply(cookie, &request, done, timed);
                 continue;
             }
             self.shared.in_flight.update(|count| count + 1);
             self.link.pass(link);
             let done = work.await;
-            self.reply(cookie, &request, done);
+            self.reply(cookie, &request, done, timed);
             self.shared.in_flight.update(|count| count - 1);
             self.shared.nudge();
             link = self.link.take().await;
@@ -140,6 +150,7 @@ where
             Ok(request) => request,
             Err(error) => {
                 link.discard(&self.shared, payload_bytes).await?;
+                self.meter.refuse();
                 self.shared.queue(simple_reply(cookie, Some(error)), None);
                 return Ok(None);
             }
@@ -181,7 +192,8 @@ where
 
     /// Queues the reply to a request that was carried out. Data goes with a successful READ only: what a
     /// failed one left in its buffer is nobody's business.
-    fn reply(&self, cookie: u64, request: &Request, (outcome, buffer): Done) {
+    fn reply(&self, cookie: u64, request: &Request, (outcome, buffer): Done, timed: Option<Timed>) {
+        self.meter.finish(timed, request, outcome.is_ok());
         let error = outcome.as_ref().err().map(|error| WireError::of(error, request));
         let header = simple_reply(cookie, error);
         if outcome.is_ok() && matches!(request, Request::Read { .. }) {

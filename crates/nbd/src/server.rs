@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 
 use crate::connection::{ConnectionError, Ended, Limits, serve_connection};
 use crate::export::ExportInfo;
+use crate::stats::Statistics;
 use crate::stop::{StopSignal, Stopper};
 
 /// Rest after an accept that failed for want of descriptors or memory: the connection stays pending, so
@@ -98,12 +99,18 @@ pub struct Server<D> {
     device: ByteDevice<D>,
     info: Arc<ExportInfo>,
     limits: Arc<Limits>,
+    statistics: Arc<Statistics>,
 }
 
 impl<D: BlockDevice> Server<D> {
     /// A server of `device` under the name and description in `info`.
     pub fn new(device: ByteDevice<D>, info: ExportInfo, limits: Limits) -> Self {
-        Self { device, info: Arc::new(info), limits: Arc::new(limits) }
+        Self { device, info: Arc::new(info), limits: Arc::new(limits), statistics: Arc::default() }
+    }
+
+    /// Where everything it serves is counted, for anybody to read at any time.
+    pub fn statistics(&self) -> &Arc<Statistics> {
+        &self.statistics
     }
 
     /// Accepts and serves clients until `shutdown` completes; then stops accepting, lets each connection
@@ -183,9 +190,13 @@ impl<D: BlockDevice, E: Events> Clients<'_, D, E> {
         let (device, info, limits) =
             (self.server.device.clone(), Arc::clone(&self.server.info), Arc::clone(&self.server.limits));
         let (stop, finished) = (self.stopper.signal(), self.finished.clone());
+        let statistics = Arc::clone(&self.server.statistics);
         let body = move || {
-            let serve = AssertUnwindSafe(|| serve_on_this_thread(stream, &device, &info, &limits, stop));
+            let connected = statistics.connect();
+            let serve =
+                AssertUnwindSafe(|| serve_on_this_thread(stream, &device, &info, &limits, stop, &statistics));
             let outcome = catch_unwind(serve);
+            drop(connected);
             // The receiver outlives every thread that is waited for; nobody listens to a stuck one.
             let _ = finished.send((number, outcome));
         };
@@ -201,6 +212,7 @@ impl<D: BlockDevice, E: Events> Clients<'_, D, E> {
 
     fn refuse(&mut self, number: u64, peer: Peer) {
         self.report.refused += 1;
+        self.server.statistics.turn_away();
         self.events.connection(number, ConnectionEvent::Refused(peer));
     }
 
@@ -296,6 +308,7 @@ fn serve_on_this_thread<D: BlockDevice>(
     info: &ExportInfo,
     limits: &Limits,
     stop: StopSignal,
+    statistics: &Arc<Statistics>,
 ) -> Result<Ended, ConnectionError> {
     let runtime = tokio::runtime::LocalRuntime::new().map_err(ConnectionError::Socket)?;
     let mut cut = stop.clone();
@@ -304,11 +317,11 @@ fn serve_on_this_thread<D: BlockDevice>(
             match stream {
                 Accepted::Unix(stream) => {
                     let stream = UnixStream::from_std(stream).map_err(ConnectionError::Socket)?;
-                    serve_connection(stream, device, info, limits, stop.clone()).await
+                    serve_connection(stream, device, info, limits, stop.clone(), statistics).await
                 }
                 Accepted::Tcp(stream) => {
                     let stream = TcpStream::from_std(stream).map_err(ConnectionError::Socket)?;
-                    serve_connection(stream, device, info, limits, stop.clone()).await
+                    serve_connection(stream, device, info, limits, stop.clone(), statistics).await
                 }
             }
         };

@@ -452,5 +452,5 @@ async fn serve(
     limits: &sealblk_nbd::Limits,
     stop: sealblk_nbd::StopSignal,
 ) -> Result<Ended, ConnectionError> {
-    sealblk_nbd::serve_connection(stream, device, info, limits, stop).await
+    sealblk_nbd::serve_connection(stream, device, info, limits, stop, &std::sync::Arc::default()).await
 }

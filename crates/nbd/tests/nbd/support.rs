@@ -1,6 +1,7 @@
 //! One connection for a test: a client on this thread, the server's side on another.
 
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -71,7 +72,7 @@ pub(crate) fn connect_within<D: BlockDevice>(device: &ByteDevice<D>, limits: Lim
         let runtime = tokio::runtime::LocalRuntime::new().expect("a runtime");
         runtime.block_on(async move {
             let stream = tokio::net::UnixStream::from_std(server).expect("a stream");
-            serve_connection(stream, &device, &info(), &limits, stop).await
+            serve_connection(stream, &device, &info(), &limits, stop, &Arc::default()).await
         })
     });
     (NbdClient::new(client), Session { thread, stopper })
