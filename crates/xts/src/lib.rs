@@ -50,10 +50,11 @@
 
 mod arch;
 mod cipher;
-mod field;
+
 mod kernel;
 mod portable;
 mod sectors;
+mod tweak;
 
 #[cfg(test)]
 mod cavp;

@@ -11,8 +11,8 @@ use aes::{Aes256, Block};
 
 use crate::SECTOR_BYTES;
 use crate::cipher::{Direction, HALF_BYTES};
-use crate::field::times_x_to;
 use crate::sectors::Sectors;
+use crate::tweak::{following, times_x_to};
 
 /// Blocks in a sector.
 const SECTOR_BLOCKS: usize = SECTOR_BYTES / size_of::<Block>();
@@ -104,12 +104,6 @@ fn sector_tweaks(tweak: u128) -> SectorTweaks {
     std::array::from_fn(|power| times_x_to(tweak, power as u32))
 }
 
-/// The tweak value of the sector `count` after the one that has `value`.
-fn following(value: u128, count: usize) -> u128 {
-    const LOW: u128 = u64::MAX as u128;
-    (value & !LOW) | (value.wrapping_add(count as u128) & LOW)
-}
-
 fn xor_tweaks(tweaks: &[SectorTweaks], batch: &mut [u8]) {
     let (blocks, _) = batch.as_chunks_mut::<{ size_of::<Block>() }>();
     for (block, tweak) in blocks.iter_mut().zip(tweaks.as_flattened()) {
@@ -119,15 +113,4 @@ fn xor_tweaks(tweaks: &[SectorTweaks], batch: &mut [u8]) {
 
 fn as_blocks(batch: &mut [u8]) -> &mut [Block] {
     Block::slice_as_chunks_mut(batch).0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_low_half_of_a_tweak_value_counts_on() {
-        assert_eq!(following((7 << 64) | 0xffff_ffff, 1), (7 << 64) | 0x1_0000_0000);
-        assert_eq!(following((7 << 64) | u128::from(u64::MAX), 2), (7 << 64) | 1);
-    }
 }

@@ -14,18 +14,18 @@ use super::vector::{Block, GROUP, SWAP_HALVES, TWEAK_VECTORS, Vector, aes, sse};
 /// # Safety
 /// The processor has AES-NI and PCLMULQDQ.
 #[target_feature(enable = "aes,pclmulqdq")]
-pub(super) unsafe fn encrypt(keys: &RoundKeys, run: Run<'_>) {
+pub(super) unsafe fn encrypt(keys: &RoundKeys, first_tweak: u128, run: Run<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { sectors::run::<__m128i, false>(keys, run) };
+    unsafe { sectors::run::<__m128i, false>(keys, first_tweak, run) };
     clear_registers();
 }
 
 /// # Safety
 /// As [`encrypt`].
 #[target_feature(enable = "aes,pclmulqdq")]
-pub(super) unsafe fn decrypt(keys: &RoundKeys, run: Run<'_>) {
+pub(super) unsafe fn decrypt(keys: &RoundKeys, first_tweak: u128, run: Run<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { sectors::run::<__m128i, true>(keys, run) };
+    unsafe { sectors::run::<__m128i, true>(keys, first_tweak, run) };
     clear_registers();
 }
 

@@ -57,17 +57,17 @@ impl VectorCipher {
 
     /// Encrypts or decrypts `sectors`, the first of which has the tweak value `first_tweak`.
     pub(crate) fn run(&self, direction: Direction, first_tweak: u128, sectors: Sectors<'_>) {
-        let run = Run::over(first_tweak, sectors);
+        let run = Run::over(sectors);
         // SAFETY: the processor has the kernel's instructions (`new` asked), and `run` is over slices borrowed
         // until the end of this call.
         self.keys.expose(|keys| unsafe {
             match (self.kernel, direction) {
-                (Kernel::Vaes512, Direction::Encrypt) => vaes_512::encrypt(keys, run),
-                (Kernel::Vaes512, Direction::Decrypt) => vaes_512::decrypt(keys, run),
-                (Kernel::Vaes256, Direction::Encrypt) => vaes_256::encrypt(keys, run),
-                (Kernel::Vaes256, Direction::Decrypt) => vaes_256::decrypt(keys, run),
-                (Kernel::AesNi, Direction::Encrypt) => aes_ni::encrypt(keys, run),
-                (Kernel::AesNi, Direction::Decrypt) => aes_ni::decrypt(keys, run),
+                (Kernel::Vaes512, Direction::Encrypt) => vaes_512::encrypt(keys, first_tweak, run),
+                (Kernel::Vaes512, Direction::Decrypt) => vaes_512::decrypt(keys, first_tweak, run),
+                (Kernel::Vaes256, Direction::Encrypt) => vaes_256::encrypt(keys, first_tweak, run),
+                (Kernel::Vaes256, Direction::Decrypt) => vaes_256::decrypt(keys, first_tweak, run),
+                (Kernel::AesNi, Direction::Encrypt) => aes_ni::encrypt(keys, first_tweak, run),
+                (Kernel::AesNi, Direction::Decrypt) => aes_ni::decrypt(keys, first_tweak, run),
                 (Kernel::Portable, _) => unreachable!("`is_available` says no to it"),
             }
         });

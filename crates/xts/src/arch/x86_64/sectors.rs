@@ -10,29 +10,28 @@
 use std::arch::asm;
 use std::marker::PhantomData;
 
-use super::schedule::RoundKeys;
-use super::schedule::Schedule;
+use super::schedule::{RoundKeys, Schedule};
 use super::vector::{Block, GROUP, TWEAK_VECTORS, Vector};
 use crate::SECTOR_BYTES;
-use crate::field::times_x_to;
 use crate::sectors::Sectors;
+use crate::tweak::{following, times_x_to};
 
 /// The most sectors in a batch: as many as `TWEAK_VECTORS` of the widest vector have blocks.
 const MAX_BATCH: usize = 16;
 
-/// Where a run of sectors is read and written, and the tweak value of its first sector.
+/// Where a run of sectors is read and written.
 ///
 /// Both pointers are valid for `sectors` sectors during `'a`; they are the same, or do not overlap.
+#[derive(Clone, Copy)]
 pub(super) struct Run<'a> {
     from: *const u8,
     to: *mut u8,
     sectors: usize,
-    first_tweak: u128,
     buffers: PhantomData<&'a mut [u8]>,
 }
 
 impl<'a> Run<'a> {
-    pub(super) fn over(first_tweak: u128, sectors: Sectors<'a>) -> Self {
+    pub(super) fn over(sectors: Sectors<'a>) -> Self {
         let count = sectors.count();
         let (from, to) = match sectors {
             Sectors::InPlace(sectors) => {
@@ -41,18 +40,16 @@ impl<'a> Run<'a> {
             }
             Sectors::Apart { from, to } => (from.as_ptr(), to.as_mut_ptr()),
         };
-        Self { from, to, sectors: count, first_tweak, buffers: PhantomData }
+        Self { from, to, sectors: count, buffers: PhantomData }
     }
 
-    /// Leaves out the first `count` sectors. The low half of the tweak value counts on.
+    /// The run without its first `count` sectors.
     #[inline(always)]
-    fn skip(&mut self, count: usize) {
-        let (low, high) = (self.first_tweak as u64, self.first_tweak >> 64);
-        self.first_tweak = (high << 64) | u128::from(low.wrapping_add(count as u64));
-        self.sectors -= count;
+    fn after(self, count: usize) -> Self {
         // Not beyond the end of the buffers, as the subtraction shows.
-        self.from = self.from.wrapping_add(count * SECTOR_BYTES);
-        self.to = self.to.wrapping_add(count * SECTOR_BYTES);
+        let (from, to) =
+            (self.from.wrapping_add(count * SECTOR_BYTES), self.to.wrapping_add(count * SECTOR_BYTES));
+        Self { from, to, sectors: self.sectors - count, ..self }
     }
 }
 
@@ -77,28 +74,30 @@ impl InitialTweaks {
     }
 }
 
-/// Encrypts (or decrypts) a run.
+/// Encrypts (or decrypts) a run, the first sector of which has the tweak value `first_tweak`.
 ///
 /// # Safety
 /// The processor has the instructions of `V`'s kernel.
 #[inline(always)]
-pub(super) unsafe fn run<V: Vector, const DECRYPT: bool>(keys: &RoundKeys, mut run: Run<'_>) {
+pub(super) unsafe fn run<V: Vector, const DECRYPT: bool>(keys: &RoundKeys, first_tweak: u128, run: Run<'_>) {
     const { assert!(TWEAK_VECTORS * V::BLOCKS <= MAX_BATCH) };
     let schedule = if DECRYPT { &keys.decrypt } else { &keys.encrypt };
     let mut tweaks = InitialTweaks::ZERO;
-    while run.sectors > 0 {
+    let mut left = run;
+    while left.sectors > 0 {
         // SAFETY: the caller's promise about the processor; at least one sector is left, and `tweaks` is large
         // enough.
         let done = unsafe {
-            if DECRYPT && is_unwritten(run.from) {
-                run.to.write_bytes(0, SECTOR_BYTES);
+            if DECRYPT && is_unwritten(left.from) {
+                left.to.write_bytes(0, SECTOR_BYTES);
                 1
             } else {
-                let first = V::encrypt_tweaks(run.first_tweak, &keys.tweak, tweaks.0.as_mut_ptr());
-                batch::<V, DECRYPT>(schedule, first, &tweaks, &run)
+                let tweak = following(first_tweak, run.sectors - left.sectors);
+                let first = V::encrypt_tweaks(tweak, &keys.tweak, tweaks.0.as_mut_ptr());
+                batch::<V, DECRYPT>(schedule, first, &tweaks, left)
             }
         };
-        run.skip(done);
+        left = left.after(done);
     }
     tweaks.wipe();
 }
@@ -110,7 +109,7 @@ unsafe fn batch<V: Vector, const DECRYPT: bool>(
     keys: &Schedule,
     first: u128,
     initial: &InitialTweaks,
-    run: &Run<'_>,
+    run: Run<'_>,
 ) -> usize {
     let group_blocks = GROUP * V::BLOCKS;
     let group_bytes = group_blocks * size_of::<Block>();

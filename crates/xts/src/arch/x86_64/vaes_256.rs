@@ -15,18 +15,18 @@ use super::vector::{Block, GROUP, SWAP_HALVES, TWEAK_VECTORS, Vector, aes, vex};
 /// # Safety
 /// The processor has AVX2, VAES and VPCLMULQDQ.
 #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
-pub(super) unsafe fn encrypt(keys: &RoundKeys, run: Run<'_>) {
+pub(super) unsafe fn encrypt(keys: &RoundKeys, first_tweak: u128, run: Run<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { sectors::run::<__m256i, false>(keys, run) };
+    unsafe { sectors::run::<__m256i, false>(keys, first_tweak, run) };
     clear_registers();
 }
 
 /// # Safety
 /// As [`encrypt`].
 #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
-pub(super) unsafe fn decrypt(keys: &RoundKeys, run: Run<'_>) {
+pub(super) unsafe fn decrypt(keys: &RoundKeys, first_tweak: u128, run: Run<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { sectors::run::<__m256i, true>(keys, run) };
+    unsafe { sectors::run::<__m256i, true>(keys, first_tweak, run) };
     clear_registers();
 }
 

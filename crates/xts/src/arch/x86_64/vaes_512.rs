@@ -3,9 +3,7 @@
 use std::arch::asm;
 use std::arch::x86_64::{
     __m512i, _mm_cvtsi128_si64, _mm_set_epi64x, _mm_unpackhi_epi64, _mm512_add_epi64, _mm512_broadcast_i32x4,
-    _mm512_castsi512_si128, _mm512_load_si512, _mm512_loadu_si512, _mm512_or_si512, _mm512_set_epi64,
-    _mm512_set1_epi64, _mm512_setzero_si512, _mm512_slli_epi64, _mm512_sllv_epi64, _mm512_srlv_epi64,
-    _mm512_storeu_si512, _mm512_ternarylogic_epi64, _mm512_unpackhi_epi64, _mm512_unpacklo_epi64,
+    _mm512_castsi512_si128, _mm512_loadu_si512, _mm512_set_epi64, _mm512_setzero_si512, _mm512_storeu_si512,
     _mm512_xor_si512,
 };
 
@@ -16,18 +14,18 @@ use super::vector::{Block, GROUP, TWEAK_VECTORS, Vector, aes, vex};
 /// # Safety
 /// The processor has AVX-512F and VAES.
 #[target_feature(enable = "avx512f,vaes")]
-pub(super) unsafe fn encrypt(keys: &RoundKeys, run: Run<'_>) {
+pub(super) unsafe fn encrypt(keys: &RoundKeys, first_tweak: u128, run: Run<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { sectors::run::<__m512i, false>(keys, run) };
+    unsafe { sectors::run::<__m512i, false>(keys, first_tweak, run) };
     clear_registers();
 }
 
 /// # Safety
 /// As [`encrypt`].
 #[target_feature(enable = "avx512f,vaes")]
-pub(super) unsafe fn decrypt(keys: &RoundKeys, run: Run<'_>) {
+pub(super) unsafe fn decrypt(keys: &RoundKeys, first_tweak: u128, run: Run<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { sectors::run::<__m512i, true>(keys, run) };
+    unsafe { sectors::run::<__m512i, true>(keys, first_tweak, run) };
     clear_registers();
 }
 
@@ -84,8 +82,59 @@ static SHIFTS: Shifts = {
     shifts
 };
 
-/// One instruction on each of the eight blocks with round key `$key`, and four others between them.
-macro_rules! step {
+/// The instructions for one pair of registers of powers, `$even` and `$odd`, in three steps of four. `$step` says
+/// what goes between them. With `high` and `low` the halves of the tweak in all places, and `c` what a left shift of the
+/// high half pushes out:
+///
+/// ```text
+/// c        = high >> right
+/// low'     = (low << left) ⊕ c ⊕ (c << 1) ⊕ (c << 2) ⊕ (c << 7)      the carry-less product c · 0x87
+/// high'    = (high << left) | (low >> right)
+/// odd,even = unpack(low', high')
+/// ```
+///
+/// VPCLMULQDQ would need fewer instructions, but on Zen 4 it runs on the same pipes as AES and takes its place.
+macro_rules! pair {
+    ($step:ident, $op:literal, [$first:literal, $second:literal, $third:literal], $pair:literal, $even:literal, $odd:literal) => {
+        concat!(
+            $step!(
+                $op,
+                $first,
+                concat!("vpsrlvq {x}, {high}, [{right} + 64 * ", $pair, "]"),
+                concat!("vpsllvq ", $even, ", {low}, [{left} + 64 * ", $pair, "]"),
+                "vpsllq {y}, {x}, 1",
+                "vpsllq {z}, {x}, 2"
+            ),
+            $step!(
+                $op,
+                $second,
+                concat!("vpternlogq ", $even, ", {x}, {y}, 0x96"),
+                "vpsllq {x}, {x}, 7",
+                concat!("vpsrlvq {y}, {low}, [{right} + 64 * ", $pair, "]"),
+                concat!("vpternlogq ", $even, ", {x}, {z}, 0x96")
+            ),
+            $step!(
+                $op,
+                $third,
+                concat!("vpsllvq {z}, {high}, [{left} + 64 * ", $pair, "]"),
+                "vporq {z}, {z}, {y}",
+                concat!("vpunpckhqdq ", $odd, ", ", $even, ", {z}"),
+                concat!("vpunpcklqdq ", $even, ", ", $even, ", {z}")
+            ),
+        )
+    };
+}
+
+/// A step of `pair` alone.
+macro_rules! bare {
+    ($op:literal, $key:literal, $a:expr, $b:expr, $c:expr, $d:expr) => {
+        concat!($a, "\n", $b, "\n", $c, "\n", $d, "\n")
+    };
+}
+
+/// A step of `pair` between the instructions of one AES round: `$op` on each of the eight blocks, with round key
+/// number `$key`.
+macro_rules! round {
     ($op:literal, $key:literal, $a:expr, $b:expr, $c:expr, $d:expr) => {
         concat!(
             "vmovdqa64 {key}, [{keys} + 64 * ",
@@ -119,56 +168,24 @@ macro_rules! step {
     };
 }
 
-/// Three rounds, and between their instructions those of one pair of registers in `powers`.
-macro_rules! rounds_and_pair {
-    ($op:literal, [$first:literal, $second:literal, $third:literal], $pair:literal, $even:literal, $odd:literal) => {
-        concat!(
-            step!(
-                $op,
-                $first,
-                concat!("vpsrlvq {x}, {high}, [{right} + 64 * ", $pair, "]"),
-                concat!("vpsllvq ", $even, ", {low}, [{left} + 64 * ", $pair, "]"),
-                "vpsllq {y}, {x}, 1",
-                "vpsllq {z}, {x}, 2"
-            ),
-            step!(
-                $op,
-                $second,
-                concat!("vpternlogq ", $even, ", {x}, {y}, 0x96"),
-                "vpsllq {x}, {x}, 7",
-                concat!("vpsrlvq {y}, {low}, [{right} + 64 * ", $pair, "]"),
-                concat!("vpternlogq ", $even, ", {x}, {z}, 0x96")
-            ),
-            step!(
-                $op,
-                $third,
-                concat!("vpsllvq {z}, {high}, [{left} + 64 * ", $pair, "]"),
-                "vporq {z}, {z}, {y}",
-                concat!("vpunpckhqdq ", $odd, ", ", $even, ", {z}"),
-                concat!("vpunpcklqdq ", $even, ", ", $even, ", {z}")
-            ),
-        )
-    };
-}
-
-/// `aes` over a group with the powers of the next tweak in between, instruction by instruction.
+/// AES over a group, with the powers of the next tweak in between.
 ///
-/// AES keeps two of Zen 4's four vector pipes busy without a gap. Given all shifts at once, its scheduler puts half of
-/// them on one of those two, which costs 19 cycles of 115 a sector; one at a time, between AES instructions, they
-/// go to the pipes that are free.
+/// AES keeps two of Zen 4's four vector pipes busy without a gap. Given many shifts at once, the processor puts
+/// half of them on one of those two, which costs 19 cycles a sector of 115; given one at a time between AES
+/// instructions, it puts them where there is room.
 macro_rules! aes_and_powers {
     ($round:literal, $last:literal, $blocks:expr, $keys:expr, $tweak:expr) => {{
         let mut powers = [_mm512_setzero_si512(); GROUP];
         // SAFETY: it reads the round keys and the table of shifts, and changes the registers it names.
         unsafe {
             asm!(
-                step!("vpxorq", 0, "vpbroadcastq {low}, {low_half}", "", "vpbroadcastq {high}, {high_half}", ""),
-                rounds_and_pair!($round, [1, 2, 3], 0, "{p0}", "{p1}"),
-                rounds_and_pair!($round, [4, 5, 6], 1, "{p2}", "{p3}"),
-                rounds_and_pair!($round, [7, 8, 9], 2, "{p4}", "{p5}"),
-                rounds_and_pair!($round, [10, 11, 12], 3, "{p6}", "{p7}"),
-                step!($round, 13, "", "", "", ""),
-                step!($last, 14, "", "", "", ""),
+                round!("vpxorq", 0, "vpbroadcastq {low}, {low_half}", "", "vpbroadcastq {high}, {high_half}", ""),
+                pair!(round, $round, [1, 2, 3], 0, "{p0}", "{p1}"),
+                pair!(round, $round, [4, 5, 6], 1, "{p2}", "{p3}"),
+                pair!(round, $round, [7, 8, 9], 2, "{p4}", "{p5}"),
+                pair!(round, $round, [10, 11, 12], 3, "{p6}", "{p7}"),
+                round!($round, 13, "", "", "", ""),
+                round!($last, 14, "", "", "", ""),
                 keys = in(reg) std::ptr::from_ref::<Schedule>($keys),
                 left = in(reg) &raw const SHIFTS.left,
                 right = in(reg) &raw const SHIFTS.right,
@@ -189,12 +206,6 @@ macro_rules! aes_and_powers {
         }
         powers
     }};
-}
-
-/// `a ⊕ b ⊕ c`.
-#[target_feature(enable = "avx512f")]
-fn xor3(a: __m512i, b: __m512i, c: __m512i) -> __m512i {
-    _mm512_ternarylogic_epi64::<0x96>(a, b, c)
 }
 
 impl Vector for __m512i {
@@ -239,29 +250,31 @@ impl Vector for __m512i {
         u128::from(high.cast_unsigned()) << 64 | u128::from(low.cast_unsigned())
     }
 
-    /// Low and high halves are computed apart, eight to a register, and put together at the end. The carry-less
-    /// product with 0x87 is three shifts: VPCLMULQDQ would take AES's place, on Zen 4 both run on the same pipes.
     #[inline]
     #[target_feature(enable = "avx512f,vaes")]
     unsafe fn powers(tweak: u128) -> [Self; GROUP] {
-        let tweak_low = _mm512_set1_epi64(tweak as i64);
-        let tweak_high = _mm512_set1_epi64((tweak >> 64) as i64);
-        let mut powers = [tweak_low; GROUP];
-        for (index, pair) in powers.chunks_exact_mut(2).enumerate() {
-            // SAFETY: both are 64 bytes, aligned to 64.
-            let (left, right) = unsafe {
-                (
-                    _mm512_load_si512(SHIFTS.left[index].as_ptr().cast()),
-                    _mm512_load_si512(SHIFTS.right[index].as_ptr().cast()),
-                )
-            };
-            let carry = _mm512_srlv_epi64(tweak_high, right);
-            let low = xor3(_mm512_sllv_epi64(tweak_low, left), carry, _mm512_slli_epi64::<1>(carry));
-            let low = xor3(low, _mm512_slli_epi64::<2>(carry), _mm512_slli_epi64::<7>(carry));
-            let high =
-                _mm512_or_si512(_mm512_sllv_epi64(tweak_high, left), _mm512_srlv_epi64(tweak_low, right));
-            pair[0] = _mm512_unpacklo_epi64(low, high);
-            pair[1] = _mm512_unpackhi_epi64(low, high);
+        let mut powers = [_mm512_setzero_si512(); GROUP];
+        // SAFETY: it reads the table of shifts, and changes the registers it names.
+        unsafe {
+            asm!(
+                "vpbroadcastq {low}, {low_half}",
+                "vpbroadcastq {high}, {high_half}",
+                pair!(bare, "", [0, 0, 0], 0, "{p0}", "{p1}"),
+                pair!(bare, "", [0, 0, 0], 1, "{p2}", "{p3}"),
+                pair!(bare, "", [0, 0, 0], 2, "{p4}", "{p5}"),
+                pair!(bare, "", [0, 0, 0], 3, "{p6}", "{p7}"),
+                left = in(reg) &raw const SHIFTS.left,
+                right = in(reg) &raw const SHIFTS.right,
+                low_half = in(reg) tweak as u64,
+                high_half = in(reg) (tweak >> 64) as u64,
+                low = out(zmm_reg) _, high = out(zmm_reg) _,
+                x = out(zmm_reg) _, y = out(zmm_reg) _, z = out(zmm_reg) _,
+                p0 = out(zmm_reg) powers[0], p1 = out(zmm_reg) powers[1],
+                p2 = out(zmm_reg) powers[2], p3 = out(zmm_reg) powers[3],
+                p4 = out(zmm_reg) powers[4], p5 = out(zmm_reg) powers[5],
+                p6 = out(zmm_reg) powers[6], p7 = out(zmm_reg) powers[7],
+                options(pure, readonly, nostack, preserves_flags),
+            );
         }
         powers
     }
