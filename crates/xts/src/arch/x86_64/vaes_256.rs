@@ -118,10 +118,9 @@ impl Vector for __m256i {
     unsafe fn encrypt(blocks: &mut [Self; GROUP], keys: &Schedule, next_tweak: u128) -> [Self; GROUP] {
         // SAFETY: the caller's promise; it reads the round keys and changes the registers it names.
         unsafe {
-            let next = Self::powers(next_tweak);
             aes!(vex, ymm_reg, "vmovdqa", ["vpxor", "vaesenc", "vaesenclast"], keys, blocks,
                 [b0 0, b1 1, b2 2, b3 3, b4 4, b5 5, b6 6, b7 7]);
-            next
+            Self::powers(next_tweak)
         }
     }
 
@@ -130,10 +129,9 @@ impl Vector for __m256i {
     unsafe fn decrypt(blocks: &mut [Self; GROUP], keys: &Schedule, next_tweak: u128) -> [Self; GROUP] {
         // SAFETY: the caller's promise; it reads the round keys and changes the registers it names.
         unsafe {
-            let next = Self::powers(next_tweak);
             aes!(vex, ymm_reg, "vmovdqa", ["vpxor", "vaesdec", "vaesdeclast"], keys, blocks,
                 [b0 0, b1 1, b2 2, b3 3, b4 4, b5 5, b6 6, b7 7]);
-            next
+            Self::powers(next_tweak)
         }
     }
 }
