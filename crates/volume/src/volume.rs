@@ -10,6 +10,7 @@ use sealblk_block::{
 };
 
 use crate::cipher::Cipher;
+use crate::meter::{CipherMeter, CipherStatistics};
 use crate::piece::{piece_bytes, pieces};
 use crate::size::VolumeSize;
 
@@ -19,6 +20,7 @@ const ZEROS_BYTES: usize = 256 * 1024;
 /// A device whose sectors are stored through a cipher. One per attachment.
 pub struct Volume<C: Cipher, D: BlockDevice> {
     cipher: Arc<C>,
+    statistics: CipherStatistics,
     device: D,
     geometry: Geometry,
     discard: bool,
@@ -34,12 +36,17 @@ impl<C: Cipher, D: BlockDevice> Volume<C, D> {
             "a volume is whole units of its device"
         );
         let geometry = Geometry { sectors: size.sectors(), ..below };
-        Self { cipher: Arc::new(cipher), device, geometry, discard }
+        Self { cipher: Arc::new(cipher), statistics: CipherStatistics::default(), device, geometry, discard }
     }
 
     /// Where the stored bytes are.
     pub fn device(&self) -> &D {
         &self.device
+    }
+
+    /// What the cipher does in all lanes, for anybody to read at any time. Without a cipher all zeros.
+    pub fn cipher_statistics(&self) -> CipherStatistics {
+        self.statistics.clone()
     }
 
     /// What turns them into plaintext.
@@ -68,6 +75,7 @@ impl<C: Cipher, D: BlockDevice> BlockDevice for Volume<C, D> {
     fn open_lane(&self) -> Result<Self::Lane, BlockError> {
         Ok(VolumeLane {
             cipher: Arc::clone(&self.cipher),
+            meter: self.statistics.meter(),
             device: self.device.open_lane()?,
             sectors: self.geometry.sectors,
             discard: self.discard,
@@ -79,6 +87,7 @@ impl<C: Cipher, D: BlockDevice> BlockDevice for Volume<C, D> {
 /// One thread's way to a volume.
 pub struct VolumeLane<C, L> {
     cipher: Arc<C>,
+    meter: CipherMeter,
     device: L,
     sectors: u64,
     discard: bool,
@@ -96,6 +105,19 @@ impl<C, L> VolumeLane<C, L> {
 }
 
 impl<C: Cipher, L: BlockLane> VolumeLane<C, L> {
+    /// Calls the cipher, whatever it is; counts it if it is one.
+    fn metered(&self, bytes: usize, cipher: impl FnOnce()) {
+        if C::ENCRYPTS { self.meter.count(bytes, cipher) } else { cipher() }
+    }
+
+    fn encrypt(&self, first: Lba, sectors: &mut [u8]) {
+        self.metered(sectors.len(), || self.cipher.encrypt(first, sectors));
+    }
+
+    fn decrypt(&self, first: Lba, sectors: &mut [u8]) {
+        self.metered(sectors.len(), || self.cipher.decrypt(first, sectors));
+    }
+
     /// Writes encrypted zeros: what WRITE_ZEROES is on a volume that shows the store no unused sector.
     async fn write_zeros(
         &self,
@@ -114,7 +136,7 @@ impl<C: Cipher, L: BlockLane> VolumeLane<C, L> {
         for piece in pieces(range, ZEROS_BYTES) {
             buffer.set_len(piece_bytes(piece));
             buffer.fill(0);
-            self.cipher.encrypt(piece.start, &mut buffer);
+            self.encrypt(piece.start, &mut buffer);
             (result, buffer) = self.device.write(piece.start, buffer, Durability::Volatile).await;
             if result.is_err() {
                 break;
@@ -138,14 +160,14 @@ impl<C: Cipher, L: BlockLane> BlockLane for VolumeLane<C, L> {
         let (result, mut buffer) = self.device.read(at, buffer).await;
         // After a failed read the buffer holds nobody knows what: there is nothing to decrypt.
         if result.is_ok() {
-            self.cipher.decrypt(at, &mut buffer);
+            self.decrypt(at, &mut buffer);
         }
         (result, buffer)
     }
 
     async fn write(&self, at: Lba, mut buffer: Buffer, durability: Durability) -> Completion {
         self.assert_inside(SectorRange::of_bytes(at, buffer.len()));
-        self.cipher.encrypt(at, &mut buffer);
+        self.encrypt(at, &mut buffer);
         self.device.write(at, buffer, durability).await
     }
 
