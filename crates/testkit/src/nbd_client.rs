@@ -164,7 +164,8 @@ impl<S: Read + Write> NbdClient<S> {
                     exported.flags = u16::from_be_bytes([rest[8], rest[9]]);
                 }
                 (3, [0, 3, rest @ ..]) if rest.len() == 12 => {
-                    let size = |at: usize| u32::from_be_bytes(rest[at..at + 4].try_into().expect("four bytes"));
+                    let size =
+                        |at: usize| u32::from_be_bytes(rest[at..at + 4].try_into().expect("four bytes"));
                     exported.block_sizes = Some((size(0), size(4), size(8)));
                 }
                 (1 | 3, _) => {}
