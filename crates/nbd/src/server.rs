@@ -108,9 +108,9 @@ impl<D: BlockDevice> Server<D> {
         Self { device, info: Arc::new(info), limits: Arc::new(limits), statistics: Arc::default() }
     }
 
-    /// Where everything it serves is counted, for anybody to read at any time.
-    pub fn statistics(&self) -> &Arc<Statistics> {
-        &self.statistics
+    /// The same, with everything it serves counted in `statistics`, for anybody to read at any time.
+    pub fn counting_in(self, statistics: Arc<Statistics>) -> Self {
+        Self { statistics, ..self }
     }
 
     /// Accepts and serves clients until `shutdown` completes; then stops accepting, lets each connection
