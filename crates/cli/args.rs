@@ -80,6 +80,15 @@ pub(crate) enum Command {
     /// Create and look after the keys that wrap the volumes' data keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Measure this machine: its cipher kernels, and what encryption costs of a volume's speed
+    #[command(after_help = "\
+Examples:
+  sealblk bench
+  sealblk bench --seconds 10 --output json | jq '.Tax[] | {Work, Ratio}'
+  sealblk bench --directory /srv/disks --direct
+
+Two volumes, one encrypted and one not, are made in a temporary pool, served, compared, and removed.")]
+    Bench(BenchArgs),
     /// Write a shell's completion script to stdout
     #[command(after_help = "\
 Examples:
@@ -278,6 +287,29 @@ Examples:
         /// Id or ARN
         key: String,
     },
+}
+
+#[derive(Args)]
+pub(crate) struct BenchArgs {
+    /// How long to measure, in seconds
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600), default_value = "60")]
+    pub(crate) seconds: u32,
+    /// Where to make the temporary pool [default: in memory, /dev/shm, so that no disk hides the cost]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) directory: Option<PathBuf>,
+    /// Size of each of the two volumes, a multiple of 1 MiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_bench_size, default_value = "256MiB")]
+    pub(crate) size: u64,
+    /// Bypass the page cache: the disk's figures
+    #[arg(long, requires = "directory")]
+    pub(crate) direct: bool,
+}
+
+/// Reads the size of a measurement's volumes: the load asks for whole blocks.
+fn parse_bench_size(text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text)?;
+    let whole = bytes.is_multiple_of(1 << 20) && (1 << 20..=64 << 40).contains(&bytes);
+    if whole { Ok(bytes) } else { Err("a multiple of 1 MiB, up to 64 TiB".to_owned()) }
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {

@@ -60,7 +60,7 @@ fn announce(request: &AttachVolume, uris: &[String], output: &Output) -> io::Res
 }
 
 /// The signals that mean: come to an end.
-struct Signals {
+pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     /// The terminal is gone, which is no reason to lose what was written.
@@ -68,7 +68,8 @@ struct Signals {
 }
 
 impl Signals {
-    fn catch() -> io::Result<Self> {
+    /// Takes them over. Called on a runtime with I/O.
+    pub(crate) fn catch() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -76,7 +77,8 @@ impl Signals {
         })
     }
 
-    async fn wait(&mut self) {
+    /// Waits for one of them.
+    pub(crate) async fn wait(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

@@ -11,6 +11,7 @@ use sealblk_kms::KmsError;
 use sealblk_kms::helper::HelperError;
 
 use crate::args::OutputMode;
+use crate::bench::BenchError;
 use crate::output;
 
 /// Why a command failed.
@@ -36,6 +37,9 @@ pub(crate) enum Failure {
         #[source]
         source: io::Error,
     },
+    /// A measurement came to no end.
+    #[error(transparent)]
+    Bench(#[from] BenchError),
     /// Standard output is full or gone.
     #[error("cannot write the result")]
     Output(#[from] io::Error),
@@ -66,14 +70,14 @@ impl Failure {
         match self {
             Self::Control(error) => error.code(),
             Self::Usage(_) => "InvalidParameterValue",
-            Self::File { .. } | Self::Output(_) | Self::Helper(_) => "InternalError",
+            Self::File { .. } | Self::Output(_) | Self::Helper(_) | Self::Bench(_) => "InternalError",
         }
     }
 
     /// docs/CLI.md, "Exit codes". Scripts depend on these numbers.
     fn exit_code(&self) -> u8 {
         match self {
-            Self::File { .. } | Self::Output(_) | Self::Helper(_) => 1,
+            Self::File { .. } | Self::Output(_) | Self::Helper(_) | Self::Bench(_) => 1,
             Self::Usage(_) => 2,
             Self::Control(error) => match error.class() {
                 ErrorClass::Failed => 1,

@@ -6,6 +6,7 @@
 
 mod args;
 mod attach;
+mod bench;
 mod exit;
 mod key;
 mod kms;
@@ -42,6 +43,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Volume(command) => volume::run(command, &Place::find(&cli.global)?, &output),
         Command::Key(command) => key::run(command, &Place::find(&cli.global)?, &output),
+        Command::Bench(args) => bench::run(&args, &output),
         Command::Completions { shell } => manual::completions(shell, &output),
         Command::Man { dir } => manual::pages(dir.as_deref(), &output),
         Command::KmsHelper => kms::serve(),
