@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use sealblk_control::MetricsAddress;
 
 use crate::size::parse_size;
+use crate::stats::parse_interval;
 
 /// Encrypted block volumes, the way Amazon EBS encrypts them.
 ///
@@ -129,6 +131,7 @@ Examples:
   sealblk volume attach vol-0123456789abcdef0 &
   sealblk volume attach vol-0123456789abcdef0 --listen 127.0.0.1:10809
   sealblk volume attach vol-0123456789abcdef0 --read-only --socket /run/backup/nbd.sock
+  sealblk volume attach vol-0123456789abcdef0 --metrics 127.0.0.1:9100
 
 On SIGTERM, SIGINT or SIGHUP, as on `sealblk volume detach`, it finishes what is in flight,
 flushes, wipes the key and exits with 0. systemd: Type=notify.")]
@@ -162,6 +165,13 @@ Examples:
         #[arg(value_name = "VOL")]
         volume: String,
     },
+    /// Show what an attached volume does: requests, bytes, latencies, connections, and what the cipher costs
+    #[command(after_help = "\
+Examples:
+  sealblk volume stats vol-0123456789abcdef0
+  sealblk volume stats vol-0123456789abcdef0 --watch --interval 5
+  sealblk volume stats vol-0123456789abcdef0 --output json | jq '{ReadOps, ReadLatency, CipherShare}'")]
+    Stats(StatsArgs),
     /// Delete a volume and its data for ever; a file or device given with --backing is left as it is
     #[command(after_help = "\
 Examples:
@@ -243,6 +253,25 @@ pub(crate) struct AttachArgs {
     /// How many clients' connections are served at once
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096), default_value = "64")]
     pub(crate) max_connections: u32,
+    /// Serve metrics for Prometheus: ADDR:PORT of the loopback interface, or unix:PATH
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) metrics: Option<MetricsAddress>,
+}
+
+#[derive(Args)]
+pub(crate) struct StatsArgs {
+    /// The volume's id
+    #[arg(value_name = "VOL")]
+    pub(crate) volume: String,
+    /// Write a line for each interval, until the volume is detached
+    #[arg(long)]
+    pub(crate) watch: bool,
+    /// Time between two lines, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_interval, requires = "watch")]
+    pub(crate) interval: Duration,
+    /// End after so many lines
+    #[arg(long, value_name = "N", requires = "watch")]
+    pub(crate) count: Option<u32>,
 }
 
 #[derive(Subcommand)]

@@ -3,7 +3,7 @@
 use std::io;
 
 use sealblk_block::Caching;
-use sealblk_control::{AttachVolume, ControlError, Pool, RuntimeDir};
+use sealblk_control::{AttachVolume, ControlError, MetricsAddress, Pool, RuntimeDir};
 use sealblk_keymem::harden_process;
 use sealblk_nbd::{ConnectionEvent, Events, Peer};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -30,6 +30,10 @@ pub(crate) fn run(
             (false, true) => Some(Caching::Buffered),
             (false, false) => None,
         },
+        metrics: match &args.metrics {
+            Some(MetricsAddress::Unix(path)) => Some(MetricsAddress::Unix(std::path::absolute(path)?)),
+            other => other.clone(),
+        },
         max_connections: usize::try_from(args.max_connections).expect("a usize has 32 bits at least"),
     };
     // Before any key is asked for.
@@ -39,6 +43,9 @@ pub(crate) fn run(
     // From here on a signal ends the attachment in order, however far it has come.
     let mut signals = io.block_on(async { Signals::catch() }).map_err(failed)?;
     let attachment = pool.attach_volume(runtime, &request)?;
+    if let Some(url) = attachment.metrics_url() {
+        output.note(&format!("{}: metrics at {url}", request.volume));
+    }
     announce(&request, attachment.uris(), output)?;
     let mut notes = Notes { output };
     let shutdown = async {

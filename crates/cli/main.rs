@@ -15,6 +15,7 @@ mod output;
 mod place;
 mod progress;
 mod size;
+mod stats;
 mod volume;
 
 use std::process::ExitCode;

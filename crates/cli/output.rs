@@ -23,20 +23,37 @@ impl Output {
     /// Writes a result: `document` for programs, or else `text` for people. A reader that has gone away
     /// (`sealblk volume list | head -1`) is no failure.
     pub(crate) fn result(&self, document: &impl Serialize, text: impl FnOnce() -> String) -> io::Result<()> {
+        self.write(document, text, io::stdout().is_terminal()).map(|_| ())
+    }
+
+    /// Writes one of several results, each on a line of its own, also as JSON. `false`: the reader has gone away,
+    /// and more is not wanted.
+    pub(crate) fn continuing(
+        &self,
+        document: &impl Serialize,
+        text: impl FnOnce() -> String,
+    ) -> io::Result<bool> {
+        self.write(document, text, false)
+    }
+
+    /// Whether somebody read it.
+    fn write(
+        &self,
+        document: &impl Serialize,
+        text: impl FnOnce() -> String,
+        pretty: bool,
+    ) -> io::Result<bool> {
         let written = match self.mode {
             OutputMode::Text => line(&text()),
-            OutputMode::Json => {
-                let pretty = io::stdout().is_terminal();
-                line(&if pretty {
-                    serde_json::to_string_pretty(document)
-                } else {
-                    serde_json::to_string(document)
-                }?)
-            }
+            OutputMode::Json => line(&if pretty {
+                serde_json::to_string_pretty(document)
+            } else {
+                serde_json::to_string(document)
+            }?),
         };
         match written {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            other => other,
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+            other => other.map(|()| true),
         }
     }
 

@@ -17,23 +17,28 @@ use crate::output::{Output, fields, table};
 use crate::place::Place;
 use crate::progress::Progress;
 use crate::size::show_bytes;
+use crate::stats;
 
 /// Does what `sealblk volume` was asked for.
 pub(crate) fn run(command: VolumeCommand, place: &Place, output: &Output) -> Result<(), Failure> {
     let directory = PoolDirectory::open_or_create(&place.pool)?;
-    let kms = kms::for_volumes(&directory)?;
-    let pool = Pool::new(directory, Box::new(kms));
+    let pool = || -> Result<Pool, Failure> {
+        let kms = kms::for_volumes(&directory)?;
+        Ok(Pool::new(directory.clone(), Box::new(kms)))
+    };
     match command {
-        VolumeCommand::Create(args) => create(&pool, args, output),
-        VolumeCommand::Attach(args) => attach::run(&pool, &place.runtime, &args, output),
-        VolumeCommand::Detach { volume, timeout } => detach(&pool, id(&volume)?, timeout, output),
-        VolumeCommand::List => list(&pool, output),
+        VolumeCommand::Create(args) => create(&pool()?, args, output),
+        VolumeCommand::Attach(args) => attach::run(&pool()?, &place.runtime, &args, output),
+        VolumeCommand::Detach { volume, timeout } => detach(&pool()?, id(&volume)?, timeout, output),
+        VolumeCommand::List => list(&pool()?, output),
         VolumeCommand::Describe { volume } => {
-            let volume = pool.describe_volume(id(&volume)?)?;
+            let volume = pool()?.describe_volume(id(&volume)?)?;
             Ok(output.result(&volume, || describe(&volume))?)
         }
-        VolumeCommand::Delete { volume } => delete(&pool, id(&volume)?, output),
-        VolumeCommand::Materialize { volume } => materialize(&pool, id(&volume)?, output),
+        // Needs no key service, and so is there while that is not.
+        VolumeCommand::Stats(args) => stats::run(&directory, &args, output),
+        VolumeCommand::Delete { volume } => delete(&pool()?, id(&volume)?, output),
+        VolumeCommand::Materialize { volume } => materialize(&pool()?, id(&volume)?, output),
     }
 }
 

@@ -93,6 +93,7 @@ impl Volumes<'_> {
                 read_only: false,
                 caching: Some(if self.direct { Caching::Direct } else { Caching::Buffered }),
                 max_connections: 4,
+                metrics: None,
             },
         )?;
         // The open file is all that is needed. Without a name it is gone with this process, even a killed one.

@@ -6,9 +6,10 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sealblk_block::{BlockDevice, BlockLane, ByteDevice, Caching};
-use sealblk_nbd::{Events, ExportInfo, Limits, Listener, ServeReport, Server};
+use sealblk_nbd::{Events, ExportInfo, Limits, Listener, ServeReport, Server, Statistics};
 use sealblk_volume::VolumeId;
 use tokio::sync::watch;
 
@@ -17,9 +18,11 @@ use crate::conversation::{Answer, ControlSocket};
 use crate::error::ControlError;
 use crate::grant::HeldGrant;
 use crate::hold::HeldVolume;
+use crate::metrics::{MetricsAddress, MetricsServer};
 use crate::open::{OpenHow, OpenVolume};
 use crate::pool::Pool;
 use crate::runtime::{BoundSocket, RuntimeDir};
+use crate::stats::StatisticsSource;
 use crate::uri::{tcp_uri, unix_uri};
 
 /// What AttachVolume is asked for.
@@ -37,6 +40,8 @@ pub struct AttachVolume {
     pub caching: Option<Caching>,
     /// Clients at a time.
     pub max_connections: usize,
+    /// Where metrics are served, if anywhere.
+    pub metrics: Option<MetricsAddress>,
 }
 
 /// A volume that is ready to be served. Dropped instead, it is detached again: sockets and announcement go, round
@@ -46,6 +51,7 @@ pub struct Attachment<'p> {
     nbd_socket: BoundSocket,
     listeners: Vec<BoundListener>,
     control: ControlSocket,
+    metrics: Option<MetricsServer>,
     uris: Vec<String>,
     limits: Limits,
     volume: OpenVolume<'p>,
@@ -72,6 +78,7 @@ impl Pool {
         if let Some(address) = request.listen.iter().find(|address| !address.ip().is_loopback()) {
             return Err(ControlError::NotLoopback { address: *address });
         }
+        request.metrics.as_ref().map_or(Ok(()), MetricsAddress::require_local)?;
         let nbd_socket = request.socket.clone().unwrap_or_else(|| runtime.nbd_socket(&id));
         let control_socket = runtime.control_socket(&id);
 
@@ -81,6 +88,9 @@ impl Pool {
         let mut holder = AttachmentRecord::of_this_process(AttachmentState::Attaching, request.read_only);
         holder.control_socket = Some(control_socket.clone());
         holder.sockets = vec![nbd_socket.clone(), control_socket.clone()];
+        if let Some(MetricsAddress::Unix(path)) = &request.metrics {
+            holder.sockets.push(path.clone());
+        }
         let mut announcement = Announcement::make(&held.directory, holder)?;
 
         let how = OpenHow { read_only: request.read_only, caching: request.caching };
@@ -89,12 +99,24 @@ impl Pool {
         let (control, listener) = BoundSocket::bind(&control_socket)?;
         let control = ControlSocket::new(control, listener);
         let (nbd_socket, listeners, uris) = listen(id, &nbd_socket, &request.listen)?;
+        let metrics = request.metrics.as_ref().map(MetricsServer::bind).transpose()?;
         announcement.update(|holder| {
             holder.state = AttachmentState::Attached;
             holder.uris.clone_from(&uris);
         })?;
         let limits = Limits { max_connections: request.max_connections, ..Limits::default() };
-        Ok(Attachment { id, nbd_socket, listeners, control, uris, limits, volume, announcement, _held: held })
+        Ok(Attachment {
+            id,
+            nbd_socket,
+            listeners,
+            control,
+            metrics,
+            uris,
+            limits,
+            volume,
+            announcement,
+            _held: held,
+        })
     }
 }
 
@@ -123,6 +145,11 @@ impl Attachment<'_> {
         &self.uris
     }
 
+    /// Where metrics are served: a URL, or `unix:` and a path.
+    pub fn metrics_url(&self) -> Option<&str> {
+        self.metrics.as_ref().map(MetricsServer::url)
+    }
+
     /// Serves until `shutdown` completes or somebody asks to detach; then finishes what is in flight, flushes,
     /// wipes the round keys, retires the grant and gives the volume back.
     ///
@@ -133,10 +160,16 @@ impl Attachment<'_> {
         events: &mut impl Events,
         shutdown: impl Future<Output = ()>,
     ) -> Result<ServeReport, ControlError> {
-        let Self { id, nbd_socket, listeners, mut control, limits, volume, mut announcement, _held, .. } =
-            self;
+        let Self { id, nbd_socket, listeners, mut control, mut metrics, .. } = self;
+        let Self { limits, volume, mut announcement, _held, .. } = self;
+        let statistics = Arc::<Statistics>::default();
+        let source = StatisticsSource::new(id, Arc::clone(&statistics), volume.cipher_statistics());
+        if let Some(metrics) = &mut metrics {
+            let serving = metrics.serve(source.clone());
+            serving.map_err(|source| ControlError::Start { what: "the metrics server", source })?;
+        }
         let (stop, mut stopped) = watch::channel(false);
-        let listening = control.listen(move || {
+        let listening = control.listen(source, move || {
             stop.send_replace(true);
         });
         listening.map_err(|source| ControlError::Start { what: "the control socket", source })?;
@@ -149,14 +182,13 @@ impl Attachment<'_> {
                 }
             }
         };
+        let front = Front { id, listeners, limits, statistics };
         let (report, grant) = match volume {
-            OpenVolume::Plain(volume) => (serve(id, volume, listeners, limits, events, over).await, None),
-            OpenVolume::Encrypted(volume, grant) => {
-                (serve(id, volume, listeners, limits, events, over).await, Some(grant))
-            }
+            OpenVolume::Plain(volume) => (front.serve(volume, events, over).await, None),
+            OpenVolume::Encrypted(volume, grant) => (front.serve(volume, events, over).await, Some(grant)),
         };
         // The volume, and with it every key, is gone from here on.
-        drop(nbd_socket);
+        drop((nbd_socket, metrics));
         let ended = end(grant, &mut announcement);
         let outcome = match (report, ended) {
             (Ok(report), Ok(())) => announcement.withdraw().map(|()| report),
@@ -170,31 +202,42 @@ impl Attachment<'_> {
     }
 }
 
-/// Serves `volume` and flushes it. It is dropped on return: `Server` and connections only borrow it or are over.
-async fn serve<D: BlockDevice>(
+/// What clients meet, whatever is behind it.
+struct Front {
     id: VolumeId,
-    volume: D,
     listeners: Vec<BoundListener>,
     limits: Limits,
-    events: &mut impl Events,
-    over: impl Future<Output = ()>,
-) -> Result<ServeReport, ControlError> {
-    let name = id.to_string();
-    let info = ExportInfo::new(&name, &[], "").expect("a volume's id is a short text without NUL");
-    let failed = |source| ControlError::Serve { id, source };
-    let listeners = listeners.into_iter().map(on_this_runtime).collect::<io::Result<_>>().map_err(failed)?;
-    let device = ByteDevice::new(volume);
-    let report = Server::new(device.clone(), info, limits).serve(listeners, over, events).await;
-    if !device.geometry().read_only {
-        let flush_failed = |source| ControlError::LastFlush { id, source };
-        let lane = device.device().open_lane().map_err(flush_failed)?;
-        lane.flush().await.map_err(flush_failed)?;
+    statistics: Arc<Statistics>,
+}
+
+impl Front {
+    /// Serves `volume` and flushes it. It is dropped on return: `Server` and connections only borrow it or are over.
+    async fn serve<D: BlockDevice>(
+        self,
+        volume: D,
+        events: &mut impl Events,
+        over: impl Future<Output = ()>,
+    ) -> Result<ServeReport, ControlError> {
+        let Self { id, listeners, limits, statistics } = self;
+        let name = id.to_string();
+        let info = ExportInfo::new(&name, &[], "").expect("a volume's id is a short text without NUL");
+        let failed = |source| ControlError::Serve { id, source };
+        let listeners =
+            listeners.into_iter().map(on_this_runtime).collect::<io::Result<_>>().map_err(failed)?;
+        let device = ByteDevice::new(volume);
+        let server = Server::new(device.clone(), info, limits).counting_in(statistics);
+        let report = server.serve(listeners, over, events).await;
+        if !device.geometry().read_only {
+            let flush_failed = |source| ControlError::LastFlush { id, source };
+            let lane = device.device().open_lane().map_err(flush_failed)?;
+            lane.flush().await.map_err(flush_failed)?;
+        }
+        if report.stuck > 0 {
+            let stuck = format!("{} connections hang in the kernel, waiting for storage", report.stuck);
+            return Err(failed(io::Error::other(stuck)));
+        }
+        Ok(report)
     }
-    if report.stuck > 0 {
-        let stuck = format!("{} connections hang in the kernel, waiting for storage", report.stuck);
-        return Err(failed(io::Error::other(stuck)));
-    }
-    Ok(report)
 }
 
 fn on_this_runtime(listener: BoundListener) -> io::Result<Listener> {
@@ -231,7 +274,9 @@ mod tests {
         let id = "vol-0123456789abcdef0".parse().expect("an id");
         let io = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         tokio::task::LocalSet::new().block_on(&io, async {
-            serve(id, device, Vec::new(), Limits::default(), &mut (), std::future::ready(())).await
+            let limits = Limits::default();
+            let front = Front { id, listeners: Vec::new(), limits, statistics: Arc::default() };
+            front.serve(device, &mut (), std::future::ready(())).await
         })
     }
 

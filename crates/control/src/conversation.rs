@@ -1,8 +1,8 @@
 //! The control socket of a serving process: one line of JSON each way. `detach` asks, and is answered when
-//! everything is flushed and wiped, or with why it is not.
+//! everything is flushed and wiped, or with why it is not; `stats` asks, and is answered at once.
 //!
-//! Request `{"Action":"Detach"}`; answer `{"State":"detached"}` or `{"Error":"…"}`. Who may connect is decided
-//! by the socket's mode (0600).
+//! Request `{"Action":"Detach"}`; answer `{"State":"detached"}` or `{"Error":"…"}`. Request `{"Action":"Stats"}`; answer
+//! [`AttachmentStatistics`]. Who may connect is decided by the socket's mode (0600).
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -14,9 +14,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::runtime::BoundSocket;
+use crate::stats::{AttachmentStatistics, StatisticsSource};
 
-/// No request or answer is longer.
+/// No request is longer, nor an answer to one that changes something.
 const LINE_BYTES: u64 = 4096;
+/// No statistics are longer: six histograms of 418 buckets at most.
+const STATISTICS_BYTES: u64 = 256 << 10;
 /// How long a client may take to say what it wants.
 const REQUEST_TIME: Duration = Duration::from_secs(2);
 
@@ -24,6 +27,7 @@ const REQUEST_TIME: Duration = Duration::from_secs(2);
 #[serde(tag = "Action", deny_unknown_fields)]
 enum Request {
     Detach {},
+    Stats {},
 }
 
 /// How it went.
@@ -56,8 +60,12 @@ impl ControlSocket {
         Self { _socket: socket, listener: Arc::new(listener), waiting: Arc::default(), thread: None }
     }
 
-    /// Calls `on_detach` for every request, on a thread of its own.
-    pub(crate) fn listen(&mut self, on_detach: impl Fn() + Send + 'static) -> io::Result<()> {
+    /// Answers from `statistics`, and calls `on_detach` for every request to detach, on a thread of its own.
+    pub(crate) fn listen(
+        &mut self,
+        statistics: StatisticsSource,
+        on_detach: impl Fn() + Send + 'static,
+    ) -> io::Result<()> {
         let listener = Arc::clone(&self.listener);
         let waiting = Arc::clone(&self.waiting);
         let serve = move || {
@@ -67,6 +75,7 @@ impl ControlSocket {
                         lock(&waiting).push(client);
                         on_detach();
                     }
+                    Ok(Request::Stats {}) => tell(&mut client, &statistics.read()),
                     Err(error) => tell(&mut client, &Answer::Error(format!("no request: {error}"))),
                 }
             }
@@ -102,30 +111,62 @@ impl Drop for ControlSocket {
 /// Asks the process behind `socket` to detach, and waits for its answer, at most `timeout`. `None`: it went away
 /// without one.
 pub(crate) fn ask_to_detach(socket: &Path, timeout: Duration) -> io::Result<Option<Answer>> {
+    let line = ask(socket, &Request::Detach {}, LINE_BYTES, timeout)?;
+    if line.is_empty() { Ok(None) } else { Ok(Some(serde_json::from_slice(&line)?)) }
+}
+
+/// What came of asking for statistics.
+pub(crate) enum StatsAnswer {
+    /// They came.
+    Statistics(Box<AttachmentStatistics>),
+    /// The process does not know them.
+    Error(String),
+    /// It has ended.
+    Gone,
+}
+
+/// Asks the process behind `socket` what it has counted.
+pub(crate) fn ask_for_statistics(socket: &Path, timeout: Duration) -> io::Result<StatsAnswer> {
+    use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound};
+    let line = match ask(socket, &Request::Stats {}, STATISTICS_BYTES, timeout) {
+        Ok(line) if !line.is_empty() => line,
+        Ok(_) => return Ok(StatsAnswer::Gone),
+        Err(error) if matches!(error.kind(), BrokenPipe | ConnectionRefused | ConnectionReset | NotFound) => {
+            return Ok(StatsAnswer::Gone);
+        }
+        Err(error) => return Err(error),
+    };
+    if let Ok(Answer::Error(message)) = serde_json::from_slice(&line) {
+        return Ok(StatsAnswer::Error(message));
+    }
+    Ok(StatsAnswer::Statistics(serde_json::from_slice(&line)?))
+}
+
+/// Sends `request`; the line that comes back, empty if the process went away without one.
+fn ask(socket: &Path, request: &Request, most_bytes: u64, timeout: Duration) -> io::Result<Vec<u8>> {
     let mut stream = UnixStream::connect(socket)?;
-    let mut request = serde_json::to_vec(&Request::Detach {}).map_err(io::Error::from)?;
+    let mut request = serde_json::to_vec(request).map_err(io::Error::from)?;
     request.push(b'\n');
     stream.write_all(&request)?;
     // Zero would mean for ever.
     stream.set_read_timeout(Some(timeout.max(Duration::from_millis(1))))?;
-    let line = read_line(&mut stream)?;
-    if line.is_empty() { Ok(None) } else { Ok(Some(serde_json::from_slice(&line)?)) }
+    read_line(&mut stream, most_bytes)
 }
 
 fn receive(client: &mut UnixStream) -> io::Result<Request> {
     client.set_read_timeout(Some(REQUEST_TIME))?;
     client.set_write_timeout(Some(REQUEST_TIME))?;
-    Ok(serde_json::from_slice(&read_line(client)?)?)
+    Ok(serde_json::from_slice(&read_line(client, LINE_BYTES)?)?)
 }
 
-fn read_line(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
+fn read_line(stream: &mut UnixStream, most_bytes: u64) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
-    BufReader::new(stream.take(LINE_BYTES)).read_until(b'\n', &mut line)?;
+    BufReader::new(stream.take(most_bytes)).read_until(b'\n', &mut line)?;
     Ok(line)
 }
 
 /// Answers; a client that has gone away has no use for it.
-fn tell(client: &mut UnixStream, answer: &Answer) {
+fn tell(client: &mut UnixStream, answer: &impl Serialize) {
     if let Ok(mut line) = serde_json::to_vec(answer) {
         line.push(b'\n');
         let _ = client.write_all(&line);
@@ -150,11 +191,32 @@ mod tests {
         (dir, path, ControlSocket::new(socket, listener))
     }
 
+    fn statistics() -> StatisticsSource {
+        let id = "vol-0123456789abcdef0".parse().expect("an id");
+        StatisticsSource::new(id, Arc::default(), sealblk_volume::CipherStatistics::default())
+    }
+
+    #[test]
+    fn statistics_are_told_at_once_even_while_a_detach_is_waiting() {
+        let (_dir, path, mut control) = socket();
+        let (sender, asked) = mpsc::channel();
+        control.listen(statistics(), move || sender.send(()).expect("the test waits")).expect("a thread");
+        let socket = path.clone();
+        let client = thread::spawn(move || ask_to_detach(&socket, Duration::from_secs(10)));
+        asked.recv().expect("the request arrives");
+        let told = ask_for_statistics(&path, Duration::from_secs(10)).expect("an answer");
+        assert!(matches!(told, StatsAnswer::Statistics(told) if told.pid == std::process::id()));
+        control.conclude(&Answer::detached());
+        assert_eq!(client.join().expect("no panic").expect("an answer"), Some(Answer::detached()));
+        let gone = ask_for_statistics(&path, Duration::from_secs(10)).expect("nobody there");
+        assert!(matches!(gone, StatsAnswer::Gone));
+    }
+
     #[test]
     fn a_request_is_answered_when_all_is_done() {
         let (_dir, path, mut control) = socket();
         let (sender, asked) = mpsc::channel();
-        control.listen(move || sender.send(()).expect("the test waits")).expect("a thread");
+        control.listen(statistics(), move || sender.send(()).expect("the test waits")).expect("a thread");
         let client = thread::spawn(move || ask_to_detach(&path, Duration::from_secs(10)));
         asked.recv().expect("the request arrives");
         control.conclude(&Answer::Error("the disk is on fire".to_owned()));
@@ -165,7 +227,7 @@ mod tests {
     #[test]
     fn what_is_no_request_is_refused_and_detaches_nothing() {
         let (_dir, path, mut control) = socket();
-        control.listen(|| panic!("nobody asked to detach")).expect("a thread");
+        control.listen(statistics(), || panic!("nobody asked to detach")).expect("a thread");
         let mut stream = UnixStream::connect(path).expect("it listens");
         stream.write_all(b"{\"Action\":\"FormatDisk\"}\n").expect("sent");
         let mut reply = String::new();

@@ -71,6 +71,9 @@ pub enum ControlError {
     /// Nobody serves it.
     #[error("the volume {id} is not attached")]
     NotAttached { id: VolumeId },
+    /// The process that serves it does not say what it counted.
+    #[error("the volume {id} is attached, but process {pid} does not tell its statistics")]
+    NoStatistics { id: VolumeId, pid: u32, source: io::Error },
     /// The process that serves it has not ended in time; it goes on ending.
     #[error("the volume {id} is still in use{} after {} seconds", by(*pid), after.as_secs())]
     StillInUse { id: VolumeId, pid: Option<u32>, after: Duration },
@@ -108,6 +111,9 @@ pub enum ControlError {
     /// An address that others could reach.
     #[error("{address} is not a loopback address; TCP is served on loopback only until there is TLS")]
     NotLoopback { address: SocketAddr },
+    /// An address for metrics that others could reach.
+    #[error("{address} is not a loopback address; metrics are served on loopback or a Unix socket only")]
+    MetricsNotLoopback { address: SocketAddr },
     /// A TCP socket cannot be made.
     #[error("cannot listen at {address}")]
     Listen { address: SocketAddr, source: io::Error },
@@ -170,7 +176,9 @@ impl ControlError {
                 ("UnauthorizedOperation", Denied)
             }
             Self::MalformedId(_) => ("InvalidVolumeID.Malformed", Usage),
-            Self::Size(_) | Self::NotLoopback { .. } => ("InvalidParameterValue", Usage),
+            Self::Size(_) | Self::NotLoopback { .. } | Self::MetricsNotLoopback { .. } => {
+                ("InvalidParameterValue", Usage)
+            }
             Self::Outcome(OutcomeError::KeyWithoutEncrypted) => ("InvalidParameterDependency", Usage),
             Self::Outcome(_) => ("InvalidParameterCombination", Usage),
             Self::VolumeNotFound { .. } => ("InvalidVolume.NotFound", NotFound),
@@ -197,6 +205,7 @@ impl ControlError {
             | Self::Random(_)
             | Self::Misplaced { .. }
             | Self::DetachFailed { .. }
+            | Self::NoStatistics { .. }
             | Self::KeyAnswer { .. }
             | Self::Open { .. }
             | Self::Socket(SocketError::Io { .. })

@@ -3,7 +3,9 @@
 
 use sealblk_block::{Caching, FileDevice, FileOptions};
 use sealblk_record::RecordFile;
-use sealblk_volume::{Access, EncryptedVolume, NullCipher, OpenError, SectorCipher, Volume, VolumeRecord};
+use sealblk_volume::{
+    Access, CipherStatistics, EncryptedVolume, NullCipher, OpenError, SectorCipher, Volume, VolumeRecord,
+};
 
 use crate::attachment::Announcement;
 use crate::backing::BackingError;
@@ -17,6 +19,16 @@ use crate::pool::Pool;
 pub(crate) enum OpenVolume<'p> {
     Plain(Volume<NullCipher, FileDevice>),
     Encrypted(Volume<SectorCipher, FileDevice>, HeldGrant<'p>),
+}
+
+impl OpenVolume<'_> {
+    /// What its cipher does, if it has one.
+    pub(crate) fn cipher_statistics(&self) -> CipherStatistics {
+        match self {
+            Self::Plain(volume) => volume.cipher_statistics(),
+            Self::Encrypted(volume, _) => volume.cipher_statistics(),
+        }
+    }
 }
 
 /// How to open the backing.

@@ -73,6 +73,25 @@ impl PoolDirectory {
     pub fn key_store(&self) -> PathBuf {
         self.path.join("kms")
     }
+
+    fn volumes_dir(&self) -> PathBuf {
+        self.path.join("volumes")
+    }
+
+    /// A volume's directory, whether it is there or not.
+    pub(crate) fn volume(&self, id: VolumeId) -> VolumeDirectory {
+        VolumeDirectory::new(self.volumes_dir().join(id.to_string()))
+    }
+
+    /// Refuses an id that no volume has.
+    pub(crate) fn require(&self, id: VolumeId) -> Result<(), ControlError> {
+        let path = self.volume(id).path().to_owned();
+        match fs::metadata(&path) {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ControlError::VolumeNotFound { id }),
+            Err(source) => Err(ControlError::Pool { path, source }),
+        }
+    }
 }
 
 /// An open pool, and the key service that its volumes' keys come from.
@@ -88,11 +107,11 @@ impl Pool {
     }
 
     pub(crate) fn volumes_dir(&self) -> PathBuf {
-        self.directory.path.join("volumes")
+        self.directory.volumes_dir()
     }
 
     pub(crate) fn directory(&self, id: VolumeId) -> VolumeDirectory {
-        VolumeDirectory::new(self.volumes_dir().join(id.to_string()))
+        self.directory.volume(id)
     }
 
     /// Held while names appear in `volumes/`, and while backings are compared.
@@ -113,12 +132,7 @@ impl Pool {
 
     /// Refuses an id that no volume has.
     pub(crate) fn require(&self, id: VolumeId) -> Result<(), ControlError> {
-        let path = self.directory(id).path().to_owned();
-        match fs::metadata(&path) {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ControlError::VolumeNotFound { id }),
-            Err(source) => Err(ControlError::Pool { path, source }),
-        }
+        self.directory.require(id)
     }
 
     /// Every volume's id, sorted.

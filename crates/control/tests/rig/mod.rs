@@ -77,6 +77,7 @@ impl Rig {
             volume,
             socket: None,
             listen: Vec::new(),
+            metrics: None,
             read_only: false,
             caching: None,
             max_connections: 4,
