@@ -1,4 +1,5 @@
-//! The sector cipher's rates, for our own history: every kernel of this machine, both directions, three sizes of call.
+//! The sector cipher's rates, for our own history: every kernel of this machine, both directions, three sizes of
+//! call.
 //!
 //! `cargo bench --bench cipher`. scripts/bench-cipher compares with other libraries.
 

@@ -43,9 +43,9 @@
 //! # What is protected, and what is not
 //!
 //! The expanded keys are in [`sealblk_keymem`]'s locked pages and nowhere else, with the exceptions that
-//! `arch` and `portable` name in their headers. No kernel looks anything up in a table by secret data, or branches on
-//! secret data. XTS has no authentication: a store can put back an older state of a sector, or turn blocks into
-//! noise, and nothing here notices.
+//! `arch::x86_64` and `portable` name in their headers. No kernel looks anything up in a table by secret data, or
+//! branches on secret data. XTS has no authentication: a store can put back an older state of a sector, or turn
+//! blocks into noise, and nothing here notices.
 #![deny(unsafe_code)]
 
 mod arch;

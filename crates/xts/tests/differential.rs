@@ -33,7 +33,8 @@ proptest! {
 
     #[test]
     fn every_kernel_agrees_with_xts_mode(
-        key in keys(), (first, count) in runs(), seed in any::<u64>(), from_offset in 0..64usize, to_offset in 0..64usize,
+        key in keys(), (first, count) in runs(), seed in any::<u64>(),
+        from_offset in 0..64usize, to_offset in 0..64usize,
     ) {
         let oracle = Oracle::new(&key);
         let bytes = count * SECTOR_BYTES;

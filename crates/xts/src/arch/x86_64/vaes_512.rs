@@ -59,8 +59,8 @@ fn clear_registers() {
 
 /// How far the halves of a tweak are shifted for its powers, eight 64-bit places to a register.
 ///
-/// Unpacking a register of low halves and one of high halves, both in this order, gives the powers 0, 1, 2, 3 and 4, 5, 6, 7,
-/// plus 8 for each pair of registers before.
+/// Unpacking a register of low halves and one of high halves, both in this order, gives the powers 0, 1, 2, 3 and
+/// 4, 5, 6, 7, plus 8 for each pair of registers before.
 #[repr(C, align(64))]
 struct Shifts {
     /// Left, by the power of x.
@@ -82,45 +82,39 @@ static SHIFTS: Shifts = {
     shifts
 };
 
-/// The instructions for one pair of registers of powers, `$even` and `$odd`, in three steps of four. `$step` says
-/// what goes between them. With `high` and `low` the halves of the tweak in all places, and `c` what a left shift of the
-/// high half pushes out:
+/// The instructions for one pair of registers of powers, `$even` and `$odd`, in three steps of four instructions;
+/// `$step` says what is between them. With `low` and `high` the halves of the tweak in every place:
 ///
 /// ```text
-/// c        = high >> right
-/// low'     = (low << left) ⊕ c ⊕ (c << 1) ⊕ (c << 2) ⊕ (c << 7)      the carry-less product c · 0x87
-/// high'    = (high << left) | (low >> right)
-/// odd,even = unpack(low', high')
+/// c         = high >> right                                    what the left shift pushes out at the top
+/// low'      = (low << left) ⊕ c ⊕ c << 1 ⊕ c << 2 ⊕ c << 7     with the carry-less product c · 0x87
+/// high'     = (high << left) | (low >> right)
+/// even, odd = unpack(low', high')
 /// ```
 ///
 /// VPCLMULQDQ would need fewer instructions, but on Zen 4 it runs on the same pipes as AES and takes its place.
+#[rustfmt::skip]
 macro_rules! pair {
-    ($step:ident, $op:literal, [$first:literal, $second:literal, $third:literal], $pair:literal, $even:literal, $odd:literal) => {
+    (
+        $step:ident, $op:literal, [$first:literal, $second:literal, $third:literal],
+        $pair:literal, $even:literal, $odd:literal
+    ) => {
         concat!(
-            $step!(
-                $op,
-                $first,
+            $step!($op, $first,
                 concat!("vpsrlvq {x}, {high}, [{right} + 64 * ", $pair, "]"),
                 concat!("vpsllvq ", $even, ", {low}, [{left} + 64 * ", $pair, "]"),
                 "vpsllq {y}, {x}, 1",
-                "vpsllq {z}, {x}, 2"
-            ),
-            $step!(
-                $op,
-                $second,
-                concat!("vpternlogq ", $even, ", {x}, {y}, 0x96"),
+                "vpsllq {z}, {x}, 2"),
+            $step!($op, $second,
+                concat!("vpternlogq ", $even, ", {x}, {y}, 0x96"), // a ⊕ b ⊕ c
                 "vpsllq {x}, {x}, 7",
                 concat!("vpsrlvq {y}, {low}, [{right} + 64 * ", $pair, "]"),
-                concat!("vpternlogq ", $even, ", {x}, {z}, 0x96")
-            ),
-            $step!(
-                $op,
-                $third,
+                concat!("vpternlogq ", $even, ", {x}, {z}, 0x96")),
+            $step!($op, $third,
                 concat!("vpsllvq {z}, {high}, [{left} + 64 * ", $pair, "]"),
                 "vporq {z}, {z}, {y}",
                 concat!("vpunpckhqdq ", $odd, ", ", $even, ", {z}"),
-                concat!("vpunpcklqdq ", $even, ", ", $even, ", {z}")
-            ),
+                concat!("vpunpcklqdq ", $even, ", ", $even, ", {z}")),
         )
     };
 }
@@ -134,36 +128,15 @@ macro_rules! bare {
 
 /// A step of `pair` between the instructions of one AES round: `$op` on each of the eight blocks, with round key
 /// number `$key`.
+#[rustfmt::skip]
 macro_rules! round {
     ($op:literal, $key:literal, $a:expr, $b:expr, $c:expr, $d:expr) => {
         concat!(
-            "vmovdqa64 {key}, [{keys} + 64 * ",
-            $key,
-            "]\n",
-            $op,
-            " {b0}, {b0}, {key}\n",
-            $op,
-            " {b1}, {b1}, {key}\n",
-            $a,
-            "\n",
-            $op,
-            " {b2}, {b2}, {key}\n",
-            $op,
-            " {b3}, {b3}, {key}\n",
-            $b,
-            "\n",
-            $op,
-            " {b4}, {b4}, {key}\n",
-            $op,
-            " {b5}, {b5}, {key}\n",
-            $c,
-            "\n",
-            $op,
-            " {b6}, {b6}, {key}\n",
-            $op,
-            " {b7}, {b7}, {key}\n",
-            $d,
-            "\n",
+            "vmovdqa64 {key}, [{keys} + 64 * ", $key, "]\n",
+            $op, " {b0}, {b0}, {key}\n", $op, " {b1}, {b1}, {key}\n", $a, "\n",
+            $op, " {b2}, {b2}, {key}\n", $op, " {b3}, {b3}, {key}\n", $b, "\n",
+            $op, " {b4}, {b4}, {key}\n", $op, " {b5}, {b5}, {key}\n", $c, "\n",
+            $op, " {b6}, {b6}, {key}\n", $op, " {b7}, {b7}, {key}\n", $d, "\n",
         )
     };
 }

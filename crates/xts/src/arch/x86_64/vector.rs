@@ -36,9 +36,9 @@ pub(super) trait Vector: Copy {
     /// They can be written, at any alignment.
     unsafe fn xor_store(self, other: Self, to: *mut u8);
 
-    /// AES-256 of the tweak value `first` and of those that follow it, as many as `TWEAK_VECTORS` vectors hold, to
-    /// `to`. The low 64 bits of a tweak value count on, wrapping. Returns the first result, so that nobody has to wait
-    /// for it to come back from memory.
+    /// AES-256 of the tweak value `first` and of those that follow it, as many as `TWEAK_VECTORS` vectors hold,
+    /// to `to`. The low 64 bits of a tweak value count on, wrapping. Returns the first result, so that nobody
+    /// has to wait for it to come back from memory.
     ///
     /// # Safety
     /// That many blocks can be written.
@@ -57,9 +57,9 @@ pub(super) trait Vector: Copy {
 /// AES over the vectors `$blocks`, as one piece of assembly.
 ///
 /// It is one piece for two reasons. The compiler would put the 14 rounds of one block after another, and no
-/// processor looks far enough ahead to find the other blocks' behind them; here the order is by round. And the compiler
-/// would keep round keys, which are the same for every group, and for want of registers copy them to
-/// the stack; here each is in one register until the next is loaded.
+/// processor looks far enough ahead to find the other blocks' behind them; here the order is by round. And the
+/// compiler would keep round keys, which are the same for every group, and for want of registers copy them to the
+/// stack; here each is in one register until the next is loaded.
 ///
 /// `$form` is [`vex`] or [`sse`], `$load` loads an aligned vector.
 macro_rules! aes {
