@@ -21,6 +21,7 @@ mod link;
 pub mod negotiation;
 mod options;
 mod outbox;
+mod patience;
 pub mod reply;
 pub mod request;
 mod server;

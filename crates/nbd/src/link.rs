@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use crate::connection::{ConnectionError, Ended};
 use crate::inbox::Inbox;
 use crate::lane::Shared;
+use crate::patience::Patience;
 use crate::wire::REQUEST_HEADER_BYTES;
 
 /// A stopping lane takes silence of this length to mean that the client is waiting for replies.
@@ -37,6 +38,7 @@ pub(crate) type End = Result<Ended, ConnectionError>;
 pub(crate) struct Link<S> {
     stream: S,
     inbox: Inbox,
+    patience: Patience,
 }
 
 /// What came of waiting for input.
@@ -51,7 +53,7 @@ enum Input {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     pub(crate) fn new(stream: S, inbox: Inbox) -> Self {
-        Self { stream, inbox }
+        Self { stream, inbox, patience: Patience::new() }
     }
 
     /// Receives the next request's header.
@@ -180,13 +182,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         .await
     }
 
-    /// Waits until `ready` says so, sending queued replies meanwhile.
+    /// Waits until `ready` says so, sending queued replies meanwhile. Before it sleeps it looks again for a
+    /// while, if that has paid lately.
     async fn wait<T>(
         &mut self,
         lane: &Shared,
         mut ready: impl FnMut(&mut Self, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Result<T, End> {
-        poll_fn(|context| {
+        let outcome = poll_fn(|context| {
             if let Poll::Ready(outcome) = ready(self, context) {
                 return Poll::Ready(outcome);
             }
@@ -201,10 +204,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
                 }
             }
             lane.nudge_when_queued(context.waker());
+            if self.patience.look_again() {
+                // The runtime asks the kernel for events without sleeping, and comes back.
+                context.waker().wake_by_ref();
+            }
             Poll::Pending
         })
-        .await
-        .map_err(|error| {
+        .await;
+        self.patience.over();
+        outcome.map_err(|error| {
             lane.give_up_sending();
             Err(ConnectionError::Socket(error))
         })
