@@ -18,6 +18,8 @@ pub(crate) struct Machine {
     pub(crate) kernel: String,
     /// This program's version.
     pub(crate) sealblk: &'static str,
+    /// How many threads wanted to run during the last minute, on average.
+    pub(crate) load_average: f64,
     /// The cipher kernel that volumes use here.
     pub(crate) cipher_kernel: &'static str,
 }
@@ -28,11 +30,14 @@ impl Machine {
         let told = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let name = told.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        let load = load.split(' ').next().and_then(|minute| minute.parse().ok());
         Self {
             processor: name.map_or(std::env::consts::ARCH, |(_, name)| name.trim()).to_owned(),
             processors: available_parallelism().map_or(1, usize::from),
             kernel: release.trim().to_owned(),
             sealblk: env!("CARGO_PKG_VERSION"),
+            load_average: load.unwrap_or_default(),
             cipher_kernel: Kernel::fastest().name(),
         }
     }

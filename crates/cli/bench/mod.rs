@@ -33,6 +33,9 @@ use server::Volumes;
 /// The share of the time that the cipher kernels get.
 const CIPHER_SHARE: f64 = 0.25;
 
+/// A load average from which on others take what is to be measured.
+const BUSY: f64 = 0.5;
+
 /// Why a measurement came to no end.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BenchError {
@@ -69,7 +72,13 @@ pub(crate) fn run(args: &BenchArgs, output: &Output) -> Result<(), Failure> {
     let volumes = Volumes { directory: scratch.path(), bytes: args.size, direct: args.direct };
     let report = while_served(&volumes, |interrupted| {
         // From here on a signal ends it in order.
-        output.text_note(&format!("measuring for about {} seconds, best on an idle machine", args.seconds));
+        output.text_note(&format!("measuring for about {} seconds", args.seconds));
+        if machine.load_average > BUSY {
+            output.note(&format!(
+                "this machine is busy (load {:.1}): figures will be too low, and ratios wrong",
+                machine.load_average
+            ));
+        }
         let cipher = cipher::measure(time.mul_f64(CIPHER_SHARE), interrupted)?;
         let (tax, latency) = tax::measure(&volumes, time.mul_f64(1.0 - CIPHER_SHARE), interrupted)?;
         Ok(Report::new(args, machine, cipher, tax, latency))
