@@ -3,9 +3,11 @@
 //! A [`Ring`] belongs to one thread and one file. An operation takes a slot of a slab that was allocated
 //! with the ring, puts its buffer there, pushes one submission entry and wakes the driver, a local task
 //! of the same runtime. The driver runs after the tasks that are runnable now, hands everything that they
-//! pushed to the kernel in one `io_uring_enter`, collects what has completed and wakes its owners. So a
-//! request costs no allocation and a batch of requests costs one system call. When no slot is free,
-//! callers wait in the order in which they came.
+//! pushed to the kernel in one `io_uring_enter`, collects what has completed and wakes its owners. A
+//! request costs no allocation, and requests pushed together cost one system call. A lane's workers wake
+//! one another, so the driver often comes between two of them; letting it wait until no more entries came
+//! was tried, and gave 0.84 of the IOPS at 4 KiB, 32 deep, on a disk. When no slot is free, callers wait in
+//! the order in which they came.
 //!
 //! Soundness rests on one rule: **the slab owns a buffer from the push until its completion was read from
 //! the ring.** A future that is dropped only marks its slot abandoned; the slab frees the buffer when the

@@ -1,4 +1,4 @@
-//! A real block device, where this machine lets us make one: a loop device on a file of our own.
+//! A real block device: a loop device on a file of our own. Needs root and losetup (Debian's package mount).
 
 mod lanes;
 
@@ -20,17 +20,18 @@ struct Loop {
 }
 
 impl Loop {
-    /// `None`: not root, or no loop devices here.
-    fn new(logical_block_bytes: u32) -> Option<Self> {
+    fn new(logical_block_bytes: u32) -> Self {
         let file = file_in(&std::env::temp_dir(), SIZE);
         let block = logical_block_bytes.to_string();
         let output = Command::new("losetup")
             .args(["--find", "--show", "-b", &block])
             .arg(file.path())
             .output()
-            .ok()?;
-        let path = String::from_utf8(output.stdout).ok()?.trim().to_owned();
-        (output.status.success() && !path.is_empty()).then(|| Self { path: path.into(), _file: file })
+            .expect("losetup (Debian's package mount)");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "no loop device (this test needs root): {said}");
+        let path = String::from_utf8(output.stdout).expect("a path").trim().to_owned();
+        Self { path: path.into(), _file: file }
     }
 }
 
@@ -43,7 +44,7 @@ impl Drop for Loop {
 #[test]
 fn a_block_device_is_direct_has_its_logical_block_and_keeps_what_is_written() {
     for block in [512, 4096] {
-        let Some(disk) = Loop::new(block) else { continue };
+        let disk = Loop::new(block);
         for caching in [None, Some(Caching::Buffered)] {
             let options = FileOptions { caching, ..FileOptions::default() };
             let device = FileDevice::open(&disk.path, &options).expect("a device");
@@ -91,7 +92,7 @@ async fn exercise(device: &FileDevice) {
 
 #[test]
 fn a_block_device_is_inspected_and_erased_but_not_while_it_is_mounted() {
-    let Some(disk) = Loop::new(512) else { return };
+    let disk = Loop::new(512);
     let formatted = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&disk.path).status();
     if !formatted.is_ok_and(|status| status.success()) {
         return; // No mkfs here.
