@@ -20,6 +20,9 @@ const EDGES: &[(&str, &[&str])] = &[
     ("sealblk-xts", &["sealblk-keymem"]),
     ("sealblk-nbd", &["sealblk-block"]),
     ("sealblk-kms", &["sealblk-keymem", "sealblk-record"]),
+    ("sealblk-kms-aws", &["sealblk-keymem", "sealblk-kms"]),
+    ("sealblk-snapshot", &["sealblk-record"]),
+    ("sealblk-upstream", &["sealblk-block", "sealblk-nbd"]),
     ("sealblk-volume", &["sealblk-block", "sealblk-keymem", "sealblk-record", "sealblk-xts"]),
     (
         "sealblk-control",
@@ -29,6 +32,8 @@ const EDGES: &[(&str, &[&str])] = &[
             "sealblk-kms",
             "sealblk-nbd",
             "sealblk-record",
+            "sealblk-snapshot",
+            "sealblk-upstream",
             "sealblk-volume",
         ],
     ),
@@ -54,6 +59,12 @@ const NEVER: &[(&str, &[&str])] = &[
     ("sealblk-volume", &["sealblk-kms", "sealblk-nbd", "sealblk-control"]),
     ("sealblk-block", &["sealblk-keymem", "sealblk-xts", "sealblk-kms", "sealblk-volume", "sealblk-nbd"]),
     ("sealblk-kms", &["sealblk-block", "sealblk-nbd", "sealblk-volume", "sealblk-control"]),
+    ("sealblk-snapshot", &["sealblk-keymem", "sealblk-xts", "sealblk-kms", "sealblk-nbd", "sealblk-control"]),
+    (
+        "sealblk-upstream",
+        &["sealblk-keymem", "sealblk-xts", "sealblk-kms", "sealblk-volume", "sealblk-control"],
+    ),
+    ("sealblk-kms-aws", &["sealblk-block", "sealblk-nbd", "sealblk-volume", "sealblk-control"]),
 ];
 
 /// Crates that encrypt, hash or hold secrets: `block` and `nbd` know nothing of those.
