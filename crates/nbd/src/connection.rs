@@ -16,7 +16,7 @@ use crate::export::{Export, ExportInfo};
 use crate::inbox::Inbox;
 use crate::lane::Lane;
 use crate::link::Link;
-use crate::negotiation::{self, Negotiation, Outcome};
+use crate::negotiation::{self, Negotiation, Outcome, TlsMode};
 use crate::request;
 use crate::stats::{Meter, Statistics};
 use crate::stop::StopSignal;
@@ -115,7 +115,7 @@ where
         stop: stop.clone(),
         stopping: false,
     };
-    let mut negotiation = Negotiation::new(&export);
+    let mut negotiation = Negotiation::new(&export, TlsMode::Off);
     match handshake.negotiate(&mut negotiation).await? {
         Outcome::Aborted => {
             // The client may be gone without waiting for its ACK; that is its right.
@@ -123,6 +123,7 @@ where
             Link::new(handshake.stream, handshake.inbox).close().await;
             Ok(Ended::Aborted)
         }
+        Outcome::StartTls => unreachable!("TLS is off on every listener"),
         Outcome::Transmission => {
             let lane = device.open_lane(workers).map_err(ConnectionError::Open)?;
             handshake.send(negotiation.replies()).await?;

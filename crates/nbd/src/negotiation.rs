@@ -16,13 +16,26 @@ pub const MAX_OPTION_BYTES: u32 = 256 << 10;
 /// The longest option that is read and thrown away so that the session stays in step. More is an attack.
 pub const MAX_DRAINED_BYTES: u32 = 1 << 20;
 
-/// How a negotiation ended.
+/// What TLS is on a connection; the same from its first byte to its last.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TlsMode {
+    /// There is none: STARTTLS is refused (NOTLS).
+    Off,
+    /// Before TLS nothing is served but STARTTLS and ABORT (FORCEDTLS).
+    Required,
+}
+
+/// What a negotiation came to. After all but [`Self::StartTls`] it is over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {
     /// The client chose the export: once the replies are sent, transmission begins with the next byte.
     Transmission,
     /// The client said ABORT: once the replies are sent, the connection is closed.
     Aborted,
+    /// The client may have TLS. Once the replies are sent, the stream goes to the TLS library, without a byte
+    /// of it having been read ahead; when the handshake has succeeded, [`Negotiation::tls_established`] is
+    /// called, and the negotiation goes on inside. When it fails, the connection is closed.
+    StartTls,
 }
 
 /// What a client did that ends its connection without an answer.
@@ -48,6 +61,13 @@ pub enum Violation {
     /// EXPORT_NAME while the server is going away: the protocol has no reply for that either.
     #[error("EXPORT_NAME while the server is shutting down")]
     ShuttingDown,
+    /// EXPORT_NAME before TLS, which comes first here: no reply for that either.
+    #[error("EXPORT_NAME without TLS")]
+    TlsRequired,
+    /// Bytes behind STARTTLS, which nobody sends who waits for its answer: somebody wants them to be
+    /// taken for the first bytes inside TLS.
+    #[error("{0} bytes follow STARTTLS outside TLS")]
+    PlaintextAfterStartTls(usize),
 }
 
 /// What came of a call of [`Negotiation::feed`].
@@ -55,7 +75,7 @@ pub enum Violation {
 pub struct Fed {
     /// How many of the bytes were consumed. Those after the end of the negotiation are not.
     pub consumed: usize,
-    /// The end, if this was it.
+    /// The end, if this was it, or the beginning of TLS.
     pub ended: Option<Outcome>,
 }
 
@@ -87,11 +107,13 @@ pub struct Negotiation<'e> {
     fixed_newstyle: bool,
     no_zeroes: bool,
     shutting_down: bool,
+    tls: TlsMode,
+    inside_tls: bool,
 }
 
 impl<'e> Negotiation<'e> {
     /// A negotiation about `export`, with the greeting among its replies.
-    pub fn new(export: &'e Export) -> Self {
+    pub fn new(export: &'e Export, tls: TlsMode) -> Self {
         let mut replies = Vec::with_capacity(256);
         replies.extend(wire::MAGIC.to_be_bytes());
         replies.extend(wire::OPTION_MAGIC.to_be_bytes());
@@ -104,7 +126,17 @@ impl<'e> Negotiation<'e> {
             fixed_newstyle: false,
             no_zeroes: false,
             shutting_down: false,
+            tls,
+            inside_tls: false,
         }
+    }
+
+    /// The TLS handshake that [`Outcome::StartTls`] asked for has succeeded: from here on the negotiation is
+    /// inside. Whatever was agreed on outside is forgotten, for anybody could have said it (CVE-2021-3716).
+    pub fn tls_established(&mut self) {
+        self.inside_tls = true;
+        self.replies.clear();
+        self.expect_option();
     }
 
     /// Bytes to send. Taken by the caller, who leaves the vector empty.
@@ -129,6 +161,9 @@ impl<'e> Negotiation<'e> {
                 }
                 break;
             }
+        }
+        if ended == Some(Outcome::StartTls) && !rest.is_empty() {
+            return Err(Violation::PlaintextAfterStartTls(rest.len()));
         }
         Ok(Fed { consumed: input.len().saturating_sub(rest.len()), ended })
     }
@@ -213,9 +248,14 @@ impl<'e> Negotiation<'e> {
         if too_long {
             return Err(Violation::OptionLength { option, length: announced });
         }
+        if option == option::EXPORT_NAME && self.lacks_tls() {
+            return Err(Violation::TlsRequired);
+        }
         self.collected.clear();
         let length = usize::try_from(announced).expect("at most a MiB");
-        let looked_into = matches!(option, option::EXPORT_NAME | option::INFO | option::GO);
+        // A stranger before TLS is not given the memory for an option that is refused anyway.
+        let looked_into =
+            matches!(option, option::EXPORT_NAME | option::INFO | option::GO) && !self.lacks_tls();
         if looked_into && announced <= MAX_OPTION_BYTES {
             self.expecting = Expecting::OptionData { option, length };
             return if length == 0 { self.option_data(option).map(Some) } else { Ok(None) };
@@ -253,6 +293,7 @@ impl<'e> Negotiation<'e> {
                 options::reply(replies, option, option_reply::ACK, &[]);
                 Verdict::Ended(Outcome::Aborted)
             }
+            option::STARTTLS => self.start_tls(announced),
             option::LIST if announced == 0 => options::list(self.export, replies),
             option::LIST => {
                 options::error(replies, option, option_reply::ERR_INVALID, "LIST carries no data")
@@ -264,6 +305,25 @@ impl<'e> Negotiation<'e> {
         }
     }
 
+    /// STARTTLS, wherever it is allowed at all.
+    fn start_tls(&mut self, announced: u32) -> Verdict {
+        let (kind, text) = match self.tls {
+            _ if announced > 0 => (option_reply::ERR_INVALID, "STARTTLS carries no data"),
+            TlsMode::Off => (option_reply::ERR_POLICY, "there is no TLS on this address"),
+            TlsMode::Required if self.inside_tls => (option_reply::ERR_INVALID, "TLS is up already"),
+            TlsMode::Required => {
+                options::reply(&mut self.replies, option::STARTTLS, option_reply::ACK, &[]);
+                return Verdict::Ended(Outcome::StartTls);
+            }
+        };
+        options::error(&mut self.replies, option::STARTTLS, kind, text)
+    }
+
+    /// Whether the client has to begin TLS before anything else.
+    fn lacks_tls(&self) -> bool {
+        self.tls == TlsMode::Required && !self.inside_tls
+    }
+
     /// The answer to an option that is not allowed now, whatever it is.
     fn refusal(&mut self, option: u32) -> Option<Verdict> {
         if option == option::ABORT {
@@ -273,6 +333,8 @@ impl<'e> Negotiation<'e> {
             (option_reply::ERR_SHUTDOWN, "the server is shutting down")
         } else if !self.fixed_newstyle {
             (option_reply::ERR_INVALID, "the client did not agree to fixed newstyle negotiation")
+        } else if self.lacks_tls() && option != option::STARTTLS {
+            (option_reply::ERR_TLS_REQD, "this server speaks to nobody without TLS")
         } else {
             return None;
         };

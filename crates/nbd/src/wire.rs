@@ -53,10 +53,20 @@ pub mod option {
     pub const ABORT: u32 = 2;
     /// List the exports.
     pub const LIST: u32 = 3;
+    /// Go over to TLS.
+    pub const STARTTLS: u32 = 5;
     /// Describe an export.
     pub const INFO: u32 = 6;
     /// Describe an export and begin transmission.
     pub const GO: u32 = 7;
+    /// Answer in chunks.
+    pub const STRUCTURED_REPLY: u32 = 8;
+    /// List the metadata contexts of an export.
+    pub const LIST_META_CONTEXT: u32 = 9;
+    /// Choose the metadata contexts that BLOCK_STATUS answers for.
+    pub const SET_META_CONTEXT: u32 = 10;
+    /// 64-bit lengths in both directions.
+    pub const EXTENDED_HEADERS: u32 = 11;
 }
 
 /// Types of option replies; bit 31 marks an error.
@@ -67,16 +77,24 @@ pub mod option_reply {
     pub const SERVER: u32 = 2;
     /// A fact about an export, answering `INFO` and `GO`.
     pub const INFO: u32 = 3;
+    /// A metadata context, answering `LIST_META_CONTEXT` and `SET_META_CONTEXT`.
+    pub const META_CONTEXT: u32 = 4;
     /// The option is unknown.
     pub const ERR_UNSUP: u32 = (1 << 31) | 1;
+    /// The option is known, and switched off.
+    pub const ERR_POLICY: u32 = (1 << 31) | 2;
     /// The option's data is malformed, or the option is not allowed now.
     pub const ERR_INVALID: u32 = (1 << 31) | 3;
+    /// TLS comes first.
+    pub const ERR_TLS_REQD: u32 = (1 << 31) | 5;
     /// No such export.
     pub const ERR_UNKNOWN: u32 = (1 << 31) | 6;
     /// The server is going away.
     pub const ERR_SHUTDOWN: u32 = (1 << 31) | 7;
     /// The option is larger than the server is willing to process.
     pub const ERR_TOO_BIG: u32 = (1 << 31) | 9;
+    /// The option says less than extended headers, which were agreed on.
+    pub const ERR_EXT_HEADER_REQD: u32 = (1 << 31) | 10;
 }
 
 /// Types of facts inside an `option_reply::INFO`.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sealblk_block::{BlockDevice, MemoryDevice};
-use sealblk_nbd::negotiation::{MAX_OPTION_BYTES, Negotiation, Outcome, Violation};
+use sealblk_nbd::negotiation::{MAX_OPTION_BYTES, Negotiation, Outcome, TlsMode, Violation};
 use sealblk_nbd::{ConnectionError, Ended, Export};
 use sealblk_testkit::nbd_client::{MODERN, OptionReply, RequestHeader, go_data, option_bytes};
 
@@ -20,6 +20,7 @@ const ACK: u32 = 1;
 const SERVER: u32 = 2;
 const REP_INFO: u32 = 3;
 const ERR_UNSUP: u32 = (1 << 31) + 1;
+const ERR_POLICY: u32 = (1 << 31) + 2;
 const ERR_INVALID: u32 = (1 << 31) + 3;
 const ERR_TLS_REQD: u32 = (1 << 31) + 5;
 const ERR_UNKNOWN: u32 = (1 << 31) + 6;
@@ -55,7 +56,7 @@ fn fact(replies: &[OptionReply], kind: u8) -> Vec<&[u8]> {
 /// The whole negotiation of a client that sends `bytes`, without I/O: how it ended, and the replies.
 fn negotiate(bytes: &[u8]) -> (Result<Option<Outcome>, Violation>, Vec<u8>) {
     let export = Export::new(info(), MemoryDevice::new(SIZE / 512).geometry());
-    let mut negotiation = Negotiation::new(&export);
+    let mut negotiation = Negotiation::new(&export, TlsMode::Off);
     let (mut rest, mut replies) = (bytes, Vec::new());
     loop {
         replies.append(negotiation.replies());
@@ -150,7 +151,7 @@ fn nbd_a10_every_error_leaves_the_session_in_step() {
 #[test]
 fn nbd_a11_no_reply_before_the_whole_option_is_here() {
     let export = Export::new(info(), MemoryDevice::new(8).geometry());
-    let mut negotiation = Negotiation::new(&export);
+    let mut negotiation = Negotiation::new(&export, TlsMode::Off);
     negotiation.feed(&MODERN.to_be_bytes()).expect("flags");
     negotiation.replies().clear();
     for option in [option_bytes(77, &[1; 5000]), option_bytes(INFO, &go_data(b"no such name", &[1, 2]))] {
@@ -181,7 +182,7 @@ fn nbd_a14_a_server_that_stops_answers_options_with_shutdown() {
     let (mut client, session) = greeted();
     assert_in_step(&mut client);
     let export = Export::new(info(), MemoryDevice::new(8).geometry());
-    let mut negotiation = Negotiation::new(&export);
+    let mut negotiation = Negotiation::new(&export, TlsMode::Off);
     negotiation.feed(&MODERN.to_be_bytes()).expect("flags");
     negotiation.shut_down();
     for option in [LIST, GO, 77] {
@@ -386,7 +387,7 @@ fn nbd_a36_cve_2019_14851_options_in_any_order_are_harmless() {
 fn nbd_a39_without_tls_starttls_is_refused_and_tls_is_never_demanded() {
     let (mut client, _session) = greeted();
     let replies = client.option(STARTTLS, &[]).expect("an answer");
-    assert_eq!(replies[0].kind, ERR_UNSUP);
+    assert_eq!(replies[0].kind, ERR_POLICY);
     assert_ne!(replies[0].kind, ERR_TLS_REQD);
     assert_in_step(&mut client);
 }
