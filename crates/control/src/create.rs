@@ -158,7 +158,8 @@ fn usable_key(key: KeyMetadata) -> Result<KmsKeyArn, ControlError> {
         return Err(ControlError::KeyKind { key: key.arn, spec: key.key_spec, usage: key.key_usage });
     }
     if key.key_state != KeyState::Enabled {
-        return Err(ControlError::KeyState { key: key.arn, state: key.key_state });
+        let in_words = key.state_in_words();
+        return Err(ControlError::KeyState { key: key.arn, state: key.key_state, in_words });
     }
     KmsKeyArn::try_from(key.arn)
         .map_err(|_| ControlError::KeyAnswer { reason: "its Arn is not arn:…:kms:…:key/ID" })

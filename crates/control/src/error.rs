@@ -88,8 +88,8 @@ pub enum ControlError {
     #[error(transparent)]
     Kms(Box<KmsError>),
     /// The key is disabled or about to be deleted.
-    #[error("the key {key} cannot be used for volumes: it is {state:?}")]
-    KeyState { key: String, state: KeyState },
+    #[error("the key {key} cannot be used for volumes: it is {in_words}")]
+    KeyState { key: String, state: KeyState, in_words: String },
     /// The key is asymmetric, or for something else (requirement 33).
     #[error(
         "the key {key} cannot be used for volumes: only symmetric encryption keys can (it is {spec}, {usage})"
@@ -219,17 +219,23 @@ impl ControlError {
     }
 }
 
-/// KMS's own codes (ebs.md C.2).
+/// KMS's own codes (ebs.md C.2), and what they mean for the caller.
 fn kms_verdict(kind: KmsErrorKind) -> (&'static str, ErrorClass) {
-    match kind {
-        KmsErrorKind::Unreachable => ("DependencyTimeoutException", ErrorClass::Unreachable),
-        KmsErrorKind::Denied => ("AccessDeniedException", ErrorClass::Denied),
-        KmsErrorKind::NotFound => ("NotFoundException", ErrorClass::NotFound),
-        KmsErrorKind::Disabled => ("DisabledException", ErrorClass::Denied),
-        KmsErrorKind::PendingDeletion => ("KMSInvalidStateException", ErrorClass::Denied),
-        KmsErrorKind::InvalidKeyUsage => ("InvalidKeyUsageException", ErrorClass::Denied),
-        KmsErrorKind::InvalidCiphertext => ("InvalidCiphertextException", ErrorClass::Denied),
-        KmsErrorKind::InvalidRequest => ("ValidationException", ErrorClass::Usage),
-        KmsErrorKind::Misconfigured => ("KMSInternalException", ErrorClass::Failed),
-    }
+    let class = match kind {
+        KmsErrorKind::Unreachable => ErrorClass::Unreachable,
+        KmsErrorKind::NotFound => ErrorClass::NotFound,
+        KmsErrorKind::Denied
+        | KmsErrorKind::Disabled
+        | KmsErrorKind::PendingDeletion
+        | KmsErrorKind::InvalidKeyUsage
+        | KmsErrorKind::Unsupported
+        | KmsErrorKind::IncorrectKey
+        | KmsErrorKind::InvalidCiphertext => ErrorClass::Denied,
+        KmsErrorKind::InvalidState | KmsErrorKind::AlreadyExists | KmsErrorKind::LimitExceeded => {
+            ErrorClass::State
+        }
+        KmsErrorKind::InvalidRequest | KmsErrorKind::MalformedPolicy => ErrorClass::Usage,
+        KmsErrorKind::Misconfigured => ErrorClass::Failed,
+    };
+    (kind.code(), class)
 }

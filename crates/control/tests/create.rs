@@ -79,7 +79,7 @@ fn an_unusable_key_is_named_before_anything_is_stored() {
         |key: &str| CreateVolume { encrypted: Some(true), kms_key_id: Some(key.to_owned()), ..plain() };
     let (code, class, message) = verdict(rig.create(&under(&key)));
     assert_eq!((code, class), ("DisabledException", ErrorClass::Denied));
-    assert!(message.contains(&key) && message.contains("Disabled"), "{message}");
+    assert!(message.contains(&key) && message.contains("it is disabled"), "{message}");
     let (code, class, _) = verdict(rig.create(&under("alias/nobody")));
     assert_eq!((code, class), ("NotFoundException", ErrorClass::NotFound));
     assert!(rig.names().is_empty());

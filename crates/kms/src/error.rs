@@ -15,12 +15,24 @@ pub enum KmsErrorKind {
     Disabled,
     /// The key is scheduled for deletion (exit code 5).
     PendingDeletion,
+    /// The key, alias or grant is not in the state that this needs: not pending deletion (exit code 4).
+    InvalidState,
+    /// The name is taken (exit code 4).
+    AlreadyExists,
+    /// There may be no more of these (exit code 4).
+    LimitExceeded,
     /// The key cannot be used for this: asymmetric, wrong usage (exit code 5).
     InvalidKeyUsage,
+    /// Such a key has no such operation: rotation of an asymmetric one (exit code 5).
+    Unsupported,
+    /// The wrapped key is another key's than the one named (exit code 5).
+    IncorrectKey,
     /// Not this service's ciphertext, damaged, or another encryption context (exit code 5).
     InvalidCiphertext,
     /// A parameter is wrong (exit code 2).
     InvalidRequest,
+    /// A policy is not one, or says what cannot be evaluated (exit code 2).
+    MalformedPolicy,
     /// The provider is not set up properly, or its store is damaged (exit code 1).
     Misconfigured,
 }
@@ -33,10 +45,15 @@ impl KmsErrorKind {
             Self::Denied => "AccessDeniedException",
             Self::NotFound => "NotFoundException",
             Self::Disabled => "DisabledException",
-            Self::PendingDeletion => "KMSInvalidStateException",
+            Self::PendingDeletion | Self::InvalidState => "KMSInvalidStateException",
+            Self::AlreadyExists => "AlreadyExistsException",
+            Self::LimitExceeded => "LimitExceededException",
             Self::InvalidKeyUsage => "InvalidKeyUsageException",
+            Self::Unsupported => "UnsupportedOperationException",
+            Self::IncorrectKey => "IncorrectKeyException",
             Self::InvalidCiphertext => "InvalidCiphertextException",
             Self::InvalidRequest => "ValidationException",
+            Self::MalformedPolicy => "MalformedPolicyDocumentException",
             Self::Misconfigured => "KMSInternalException",
         }
     }

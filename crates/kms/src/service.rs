@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use jiff::Timestamp;
 use sealblk_keymem::DataKey;
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +42,9 @@ pub enum KeyState {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct KeyMetadata {
+    /// The account that the key belongs to: 12 digits, or empty where a provider has no accounts.
+    #[serde(rename = "AWSAccountId")]
+    pub aws_account_id: String,
     /// UUID.
     pub key_id: String,
     /// `arn:aws:kms:REGION:ACCOUNT:key/UUID`; what a volume stores.
@@ -55,17 +59,104 @@ pub struct KeyMetadata {
     pub key_usage: String,
     /// The state.
     pub key_state: KeyState,
+    /// When a key that is pending deletion will be gone, in seconds since the epoch.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub deletion_date: Option<f64>,
+    /// The waiting period that its deletion was scheduled with, in days.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pending_deletion_window_in_days: Option<u32>,
+    /// Where the material comes from: `AWS_KMS` if the service made it.
+    pub origin: String,
     /// `CUSTOMER`, or `AWS` for the managed default key.
     pub key_manager: String,
+    /// `key_spec` under its older name.
+    pub customer_master_key_spec: String,
     /// `SYMMETRIC_DEFAULT` for a key that volumes can use.
     pub key_spec: String,
+    /// What the key encrypts with; empty for one that does not.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub encryption_algorithms: Vec<String>,
+    /// What the key signs with; empty for one that does not.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub signing_algorithms: Vec<String>,
+    /// What the key makes message authentication codes with; empty for one that does not.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub mac_algorithms: Vec<String>,
+    /// Whether the same key is in several regions.
+    pub multi_region: bool,
+    /// The backing key that wraps now, where the service tells.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub current_key_material_id: Option<String>,
 }
 
-/// An action that a grant allows.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+impl KeyMetadata {
+    /// An enabled or disabled symmetric customer key about which nothing else is known; for a provider to complete.
+    pub fn symmetric(key_id: impl Into<String>, arn: impl Into<String>, key_state: KeyState) -> Self {
+        let spec = "SYMMETRIC_DEFAULT".to_owned();
+        Self {
+            aws_account_id: String::new(),
+            key_id: key_id.into(),
+            arn: arn.into(),
+            creation_date: 0.0,
+            enabled: key_state == KeyState::Enabled,
+            description: String::new(),
+            key_usage: "ENCRYPT_DECRYPT".to_owned(),
+            key_state,
+            deletion_date: None,
+            pending_deletion_window_in_days: None,
+            origin: "AWS_KMS".to_owned(),
+            key_manager: "CUSTOMER".to_owned(),
+            customer_master_key_spec: spec.clone(),
+            key_spec: spec.clone(),
+            encryption_algorithms: vec![spec],
+            signing_algorithms: Vec::new(),
+            mac_algorithms: Vec::new(),
+            multi_region: false,
+            current_key_material_id: None,
+        }
+    }
+
+    /// The state in words: `enabled`, `disabled`, `pending deletion until 2026-12-01`.
+    pub fn state_in_words(&self) -> String {
+        match self.key_state {
+            KeyState::Enabled => "enabled".to_owned(),
+            KeyState::Disabled => "disabled".to_owned(),
+            KeyState::PendingDeletion => pending_deletion(self.deletion_date),
+        }
+    }
+}
+
+/// `pending deletion`, and until when (the day, in UTC) if that is known.
+pub(crate) fn pending_deletion(until: Option<f64>) -> String {
+    #[allow(clippy::cast_possible_truncation, reason = "a date beyond what 64 bits hold is not shown")]
+    let day = until.and_then(|seconds| Timestamp::from_second(seconds as i64).ok());
+    day.map_or_else(
+        || "pending deletion".to_owned(),
+        |day| format!("pending deletion until {}", day.strftime("%Y-%m-%d")),
+    )
+}
+
+/// An action that a grant can allow (ebs.md C.6), as KMS names it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub enum GrantOperation {
     Decrypt,
+    Encrypt,
+    GenerateDataKey,
+    GenerateDataKeyWithoutPlaintext,
+    ReEncryptFrom,
+    ReEncryptTo,
+    CreateGrant,
+    RetireGrant,
+    DescribeKey,
+    GenerateDataKeyPair,
+    GenerateDataKeyPairWithoutPlaintext,
+    Sign,
+    Verify,
+    GetPublicKey,
+    GenerateMac,
+    VerifyMac,
+    DeriveSharedSecret,
 }
 
 /// What CreateGrant is asked for (ebs.md C.6).

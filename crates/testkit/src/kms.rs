@@ -113,17 +113,9 @@ impl Kms for FixedKeyKms {
         let arn = self.begin("DescribeKey", key, false)?;
         let key_state = self.state().keys.get(&arn).copied().unwrap_or(KeyState::Enabled);
         let is_default = arn.ends_with(&key_id(0));
-        Ok(KeyMetadata {
-            key_id: arn.rsplit('/').next().unwrap_or_default().to_owned(),
-            arn,
-            creation_date: 0.0,
-            enabled: key_state == KeyState::Enabled,
-            description: String::new(),
-            key_usage: "ENCRYPT_DECRYPT".to_owned(),
-            key_state,
-            key_manager: if is_default { "AWS" } else { "CUSTOMER" }.to_owned(),
-            key_spec: "SYMMETRIC_DEFAULT".to_owned(),
-        })
+        let key_id = arn.rsplit('/').next().unwrap_or_default().to_owned();
+        let key_manager = if is_default { "AWS" } else { "CUSTOMER" }.to_owned();
+        Ok(KeyMetadata { key_manager, ..KeyMetadata::symmetric(key_id, arn, key_state) })
     }
 
     fn generate_data_key_without_plaintext(

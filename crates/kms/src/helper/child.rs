@@ -39,7 +39,7 @@ pub fn serve_helper(mut stdin: impl Read, stdout: impl AsFd) -> Result<(), Helpe
 
 fn perform(kms: &dyn Kms, call: Call) -> Result<(Answer, Option<DataKey>), KmsError> {
     let answer = match call {
-        Call::DescribeKey { key } => Answer::Key(kms.describe_key(&key)?),
+        Call::DescribeKey { key } => Answer::Key(Box::new(kms.describe_key(&key)?)),
         Call::GenerateDataKeyWithoutPlaintext { key, context } => {
             Answer::WrappedKey(kms.generate_data_key_without_plaintext(&key, &context)?)
         }

@@ -70,7 +70,7 @@ pub struct HelperKms {
 impl Kms for HelperKms {
     fn describe_key(&self, key: &str) -> Result<KeyMetadata, KmsError> {
         self.ask(Call::DescribeKey { key: key.to_owned() }, |answer| match answer {
-            Answer::Key(metadata) => Some(metadata),
+            Answer::Key(metadata) => Some(*metadata),
             _ => None,
         })
     }

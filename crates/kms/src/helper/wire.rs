@@ -121,7 +121,7 @@ pub(super) enum Reply {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) enum Answer {
-    Key(KeyMetadata),
+    Key(Box<KeyMetadata>),
     WrappedKey(#[serde(with = "base64_bytes")] WrappedKey),
     /// 64 bytes follow the document.
     DataKey,

@@ -244,19 +244,19 @@ impl LocalKms {
 
     fn metadata(&self, key: &KeyRecord) -> KeyMetadata {
         KeyMetadata {
-            key_id: key.key_id.to_string(),
-            arn: self.scope.key_arn(key.key_id),
+            aws_account_id: self.scope.account.clone(),
             creation_date: key.creation_date,
-            enabled: key.key_state == KeyState::Enabled,
             description: key.description.clone(),
             key_usage: key.key_usage.clone(),
-            key_state: key.key_state,
             key_manager: match key.key_manager {
                 KeyManager::Customer => "CUSTOMER",
                 KeyManager::Aws => "AWS",
             }
             .to_owned(),
             key_spec: key.key_spec.clone(),
+            customer_master_key_spec: key.key_spec.clone(),
+            current_key_material_id: Some(key.current_key_material_id.clone()),
+            ..KeyMetadata::symmetric(key.key_id.to_string(), self.scope.key_arn(key.key_id), key.key_state)
         }
     }
 
