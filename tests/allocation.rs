@@ -13,7 +13,8 @@ use sealblk_keymem::{DataKey, KeyMemError};
 use sealblk_nbd::{Ended, ExportInfo, Limits, Statistics, Stopper, serve_connection};
 use sealblk_testkit::nbd_client::{NbdClient, RequestHeader};
 use sealblk_volume::{
-    Access, Backing, Encryption, KmsKeyArn, VolumeId, VolumeRecord, VolumeSize, WrappedDataKey, XtsEncryption,
+    Access, Backing, Encryption, KeyReference, VolumeId, VolumeRecord, VolumeSize, WrappedDataKey,
+    XtsEncryption,
 };
 
 const SIZE: u64 = 64 << 20;
@@ -106,7 +107,7 @@ fn serve(stream: UnixStream, file: &std::path::Path) -> Ended {
 fn record() -> VolumeRecord {
     let id: VolumeId = "vol-0123456789abcdef0".parse().expect("an id");
     let arn = "arn:aws:kms:local:000000000000:key/92b078da-5324-49dd-a7cc-bd851b12aa6b".to_owned();
-    let arn = KmsKeyArn::try_from(arn).expect("an ARN");
+    let arn = KeyReference::try_from(arn).expect("an ARN");
     let wrapped = WrappedDataKey::from_bytes(vec![1; 168]).expect("some bytes");
     VolumeRecord {
         volume_id: id,

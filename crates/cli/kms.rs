@@ -1,28 +1,43 @@
 //! The key service of a pool: calls for volumes go through a child process each (`kms-helper`), administrative calls
 //! are made here. Neither ever shows a data key to the process that calls.
 
+use std::ffi::OsString;
 use std::io;
-use std::time::Duration;
 
 use sealblk_control::{ControlError, PoolDirectory};
 use sealblk_keymem::harden_process;
-use sealblk_kms::Principal;
-use sealblk_kms::helper::{HelperKms, ProviderConfig, serve_helper};
+use sealblk_kms::helper::{HelperProgram, ProviderConfig, serve_helper};
 use sealblk_kms::local::{LocalKms, Scope};
+use sealblk_kms::{Helpers, Principal, RoutedKms};
 
 use crate::exit::Failure;
 
 /// The hidden command that serves one call.
 pub(crate) const HELPER_COMMAND: &str = "kms-helper";
-/// How long a key service may take to answer.
-const CALL_TIME: Duration = Duration::from_secs(10);
+/// The program that speaks to AWS KMS; it is beside this one.
+const AWS_HELPER: &str = "sealblk-kms-aws";
 
-/// The pool's key service for volumes: every call in a child of this very binary.
-pub(crate) fn for_volumes(pool: &PoolDirectory) -> Result<HelperKms, Failure> {
+/// The pool's key service for volumes: every call in a child, of this very binary or of AWS KMS's.
+pub(crate) fn for_volumes(pool: &PoolDirectory) -> Result<RoutedKms, Failure> {
     let program = std::env::current_exe()
         .map_err(|source| Failure::Control(ControlError::Start { what: "the key helper", source }))?;
-    let provider = ProviderConfig::Local { dir: pool.key_store(), scope: scope(pool), caller: caller() };
-    Ok(HelperKms { program, args: vec![HELPER_COMMAND.into()], provider, timeout: CALL_TIME })
+    let aws = program.with_file_name(AWS_HELPER);
+    let helpers = Helpers {
+        own: HelperProgram { path: program, args: vec![HELPER_COMMAND.into()], environment: Vec::new() },
+        aws: HelperProgram { path: aws, args: Vec::new(), environment: aws_environment() },
+    };
+    let local = ProviderConfig::Local { dir: pool.key_store(), scope: scope(pool), caller: caller() };
+    Ok(RoutedKms::new(local, &pool.key_providers(), helpers))
+}
+
+/// What AWS's standard chain of credentials and settings looks at.
+fn aws_environment() -> Vec<(OsString, OsString)> {
+    let others = ["HOME", "PATH", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"];
+    std::env::vars_os()
+        .filter(|(name, _)| {
+            name.to_str().is_some_and(|name| name.starts_with("AWS_") || others.contains(&name))
+        })
+        .collect()
 }
 
 /// The pool's embedded key store, for what is done to keys themselves.
@@ -34,7 +49,7 @@ pub(crate) fn store(pool: &PoolDirectory) -> Result<LocalKms, Failure> {
 /// Serves one call for the parent process.
 pub(crate) fn serve() -> Result<(), Failure> {
     harden_process().map_err(ControlError::from)?;
-    Ok(serve_helper(io::stdin().lock(), io::stdout())?)
+    Ok(serve_helper(io::stdin().lock(), io::stdout(), ProviderConfig::open)?)
 }
 
 fn scope(pool: &PoolDirectory) -> Scope {

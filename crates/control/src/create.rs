@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use sealblk_kms::{EncryptionContext, KeyMetadata, KeyState};
 use sealblk_record::{LockFile, RecordFile};
 use sealblk_volume::{
-    Backing, Encryption, KmsKeyArn, VolumeDirectory, VolumeId, VolumeRecord, VolumeSize, WrappedDataKey,
+    Backing, Encryption, KeyReference, VolumeDirectory, VolumeId, VolumeRecord, VolumeSize, WrappedDataKey,
     XtsEncryption,
 };
 
@@ -43,7 +43,7 @@ pub struct CreateVolume {
 
 /// What a volume will be encrypted under.
 struct ChosenKey {
-    arn: KmsKeyArn,
+    arn: KeyReference,
     wrapped: WrappedDataKey,
 }
 
@@ -153,7 +153,7 @@ impl Pool {
 }
 
 /// The key's ARN, if volumes can be encrypted under it now.
-fn usable_key(key: KeyMetadata) -> Result<KmsKeyArn, ControlError> {
+fn usable_key(key: KeyMetadata) -> Result<KeyReference, ControlError> {
     if key.key_spec != "SYMMETRIC_DEFAULT" || key.key_usage != "ENCRYPT_DECRYPT" {
         return Err(ControlError::KeyKind { key: key.arn, spec: key.key_spec, usage: key.key_usage });
     }
@@ -161,8 +161,8 @@ fn usable_key(key: KeyMetadata) -> Result<KmsKeyArn, ControlError> {
         let in_words = key.state_in_words();
         return Err(ControlError::KeyState { key: key.arn, state: key.key_state, in_words });
     }
-    KmsKeyArn::try_from(key.arn)
-        .map_err(|_| ControlError::KeyAnswer { reason: "its Arn is not arn:…:kms:…:key/ID" })
+    KeyReference::try_from(key.arn)
+        .map_err(|_| ControlError::KeyAnswer { reason: "its Arn is neither a key's ARN nor its URI" })
 }
 
 /// A volume that nobody can see yet; removed when dropped.

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use sealblk_kms::GrantId;
 use sealblk_record::wait_until_free;
 use sealblk_volume::{
-    Backing, Encryption, KmsKeyArn, SnapshotId, VolumeDirectory, VolumeId, VolumeRecord, VolumeSize,
+    Backing, Encryption, KeyReference, SnapshotId, VolumeDirectory, VolumeId, VolumeRecord, VolumeSize,
     WrappedDataKey,
 };
 use serde::Serialize;
@@ -57,7 +57,7 @@ pub struct VolumeDescription {
     pub encrypted: bool,
     /// The ARN of the key it is encrypted under.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub kms_key_id: Option<KmsKeyArn>,
+    pub kms_key_id: Option<KeyReference>,
     /// Its data key, wrapped under that key; base64.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wrapped_key: Option<WrappedDataKey>,

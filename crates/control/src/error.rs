@@ -235,7 +235,7 @@ fn kms_verdict(kind: KmsErrorKind) -> (&'static str, ErrorClass) {
             ErrorClass::State
         }
         KmsErrorKind::InvalidRequest | KmsErrorKind::MalformedPolicy => ErrorClass::Usage,
-        KmsErrorKind::Misconfigured => ErrorClass::Failed,
+        KmsErrorKind::NoGrants | KmsErrorKind::Misconfigured => ErrorClass::Failed,
     };
     (kind.code(), class)
 }

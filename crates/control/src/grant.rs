@@ -5,7 +5,8 @@ use std::fs;
 
 use sealblk_keymem::DataKey;
 use sealblk_kms::{
-    DecryptRequest, EncryptionContext, GrantOperation, GrantRequest, KmsError, Principal, WrappedKey,
+    DecryptRequest, EncryptionContext, GrantOperation, GrantRequest, KmsError, KmsErrorKind, Principal,
+    WrappedKey,
 };
 use sealblk_volume::EncryptedVolume;
 
@@ -13,11 +14,10 @@ use crate::attachment::{Announcement, GrantRecord};
 use crate::error::ControlError;
 use crate::pool::Pool;
 
-/// A live grant; retired when dropped.
+/// A live grant; retired when dropped. Of a key service that has no grants it is empty.
 pub(crate) struct HeldGrant<'p> {
     pool: &'p Pool,
-    record: GrantRecord,
-    retired: bool,
+    record: Option<GrantRecord>,
 }
 
 impl<'p> HeldGrant<'p> {
@@ -43,31 +43,34 @@ impl<'p> HeldGrant<'p> {
             // Killed between this call and the note of it, the next attachment is given the same grant.
             name: Some(id.to_string()),
         };
-        let grant = pool.kms.create_grant(&request).map_err(unusable)?;
-        let record = GrantRecord { kms_key_id: key.to_owned(), grant_id: grant.id };
-        let held = Self { pool, record, retired: false };
-        announcement.update(|record| record.grant = Some(held.record.clone()))?;
+        let record = match pool.kms.create_grant(&request) {
+            Ok(grant) => Some(GrantRecord { kms_key_id: key.to_owned(), grant_id: grant.id }),
+            // The service's own permission for this host is all there is.
+            Err(error) if error.kind == KmsErrorKind::NoGrants => None,
+            Err(error) => return Err(unusable(error)),
+        };
+        let held = Self { pool, record };
+        announcement.update(|record| record.grant.clone_from(&held.record))?;
         let data_key = pool.kms.decrypt(&DecryptRequest {
             wrapped: &WrappedKey(volume.wrapped_key().as_bytes().to_vec()),
             key,
             context: &context,
-            grant: Some((&held.record.grant_id, &grantee)),
+            grant: held.record.as_ref().map(|record| (&record.grant_id, &grantee)),
         });
         Ok((held, data_key.map_err(unusable)?))
     }
 
     /// Ends the grant.
     pub(crate) fn retire(mut self) -> Result<(), ControlError> {
-        self.retired = true;
-        self.pool.retire(&self.record)
+        self.record.take().map_or(Ok(()), |record| self.pool.retire(&record))
     }
 }
 
 impl Drop for HeldGrant<'_> {
     fn drop(&mut self) {
-        if !self.retired {
+        if let Some(record) = &self.record {
             // There is an error to tell already; the next attachment is given the same grant and retires it.
-            let _ = self.pool.retire(&self.record);
+            let _ = self.pool.retire(record);
         }
     }
 }

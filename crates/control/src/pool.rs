@@ -74,6 +74,11 @@ impl PoolDirectory {
         self.path.join("kms")
     }
 
+    /// Where it is said how to use other key services; the file need not exist.
+    pub fn key_providers(&self) -> PathBuf {
+        self.path.join("kms.json")
+    }
+
     fn volumes_dir(&self) -> PathBuf {
         self.path.join("volumes")
     }

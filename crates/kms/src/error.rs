@@ -33,6 +33,8 @@ pub enum KmsErrorKind {
     InvalidRequest,
     /// A policy is not one, or says what cannot be evaluated (exit code 2).
     MalformedPolicy,
+    /// The provider has no grants: go on without one.
+    NoGrants,
     /// The provider is not set up properly, or its store is damaged (exit code 1).
     Misconfigured,
 }
@@ -49,7 +51,7 @@ impl KmsErrorKind {
             Self::AlreadyExists => "AlreadyExistsException",
             Self::LimitExceeded => "LimitExceededException",
             Self::InvalidKeyUsage => "InvalidKeyUsageException",
-            Self::Unsupported => "UnsupportedOperationException",
+            Self::Unsupported | Self::NoGrants => "UnsupportedOperationException",
             Self::IncorrectKey => "IncorrectKeyException",
             Self::InvalidCiphertext => "InvalidCiphertextException",
             Self::InvalidRequest => "ValidationException",

@@ -194,8 +194,23 @@ pub struct DecryptRequest<'a> {
     pub grant: Option<(&'a GrantId, &'a Principal)>,
 }
 
-/// The six actions Sealblk needs of a key service. `key` is a key id, key ARN, alias name or alias ARN
-/// where it says so, else a key ARN.
+/// What ReEncrypt is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct ReEncryptRequest<'a> {
+    /// The wrapped data key.
+    pub wrapped: &'a WrappedKey,
+    /// The key that must have wrapped it (restricts, as KMS's SourceKeyId does): key ARN.
+    pub from_key: &'a str,
+    /// Must equal the context at wrapping.
+    pub from_context: &'a EncryptionContext,
+    /// What to wrap it under: id, ARN or alias.
+    pub to_key: &'a str,
+    /// What to bind it to.
+    pub to_context: &'a EncryptionContext,
+}
+
+/// The actions Sealblk needs of a key service. `key` is a key id, key ARN, alias name or alias ARN
+/// where it says so, else a key ARN. Of a provider that has no ARNs it is the key's URI (`KeyUri`).
 ///
 /// Calls block; the caller bounds them in time by making them in a process of their own. An
 /// implementation writes an audit record for every call, successful or not, and never puts key
@@ -216,17 +231,21 @@ pub trait Kms {
     /// Unwraps a data key into locked memory.
     fn decrypt(&self, request: &DecryptRequest<'_>) -> Result<DataKey, KmsError>;
 
-    /// Wraps the same data key under `to_key` (id, ARN or alias) for `to_context`; the plaintext stays
-    /// inside the service.
-    fn re_encrypt(
+    /// Wraps a data key that the caller holds in locked memory, for `context` under `key` (id, ARN or alias). Only
+    /// helpers call it, to carry a data key from one provider to another.
+    fn encrypt(
         &self,
-        wrapped: &WrappedKey,
-        from_context: &EncryptionContext,
-        to_key: &str,
-        to_context: &EncryptionContext,
+        key: &str,
+        data_key: &DataKey,
+        context: &EncryptionContext,
     ) -> Result<WrappedKey, KmsError>;
 
-    /// Lets a principal act under constraints until the grant is retired.
+    /// Wraps the same data key under another key, or for another context; the plaintext stays inside the service, or
+    /// where the service has no such call, in the helper's locked memory.
+    fn re_encrypt(&self, request: &ReEncryptRequest<'_>) -> Result<WrappedKey, KmsError>;
+
+    /// Lets a principal act under constraints until the grant is retired. A provider that has no grants answers
+    /// `NoGrants`: whoever may call it then acts by its own permission.
     fn create_grant(&self, request: &GrantRequest) -> Result<Grant, KmsError>;
 
     /// Ends a grant. Retiring one that is gone already is `NotFound`.

@@ -99,7 +99,7 @@ fn every_verb_leaves_one_record() {
     kms.describe_key(&arn).expect("described");
     kms.list_keys().expect("listed");
     let wrapped = kms.generate_data_key_without_plaintext(&arn, &context(VOLUME)).expect("generated");
-    kms.re_encrypt(&wrapped, &context(VOLUME), &arn, &context(OTHER_VOLUME)).expect("re-encrypted");
+    store::re_encrypt(&kms, &wrapped, (&arn, VOLUME), (&arn, OTHER_VOLUME)).expect("re-encrypted");
     kms.disable_key(&arn).expect("disabled");
     kms.enable_key(&arn).expect("enabled");
     kms.list_grants(&arn).expect("listed");

@@ -131,7 +131,7 @@ fn without_a_grant_only_the_owner_may_do_anything() {
         outsider.describe_key(&arn).map(drop),
         outsider.generate_data_key_without_plaintext(&arn, &own).map(drop),
         store::decrypt(&outsider, &arn, &wrapped, VOLUME).map(drop),
-        outsider.re_encrypt(&wrapped, &own, &arn, &own).map(drop),
+        store::re_encrypt(&outsider, &wrapped, (&arn, VOLUME), (&arn, VOLUME)).map(drop),
         outsider.create_grant(&attachment_grant(&arn, VOLUME)).map(drop),
         outsider.retire_grant(&arn, &grant),
         outsider.create_key("").map(drop),

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use sealblk_keymem::DataKey;
-use sealblk_kms::helper::{HelperKms, serve_helper};
+use sealblk_kms::helper::{HelperKms, HelperProgram, ProviderConfig, serve_helper};
 use sealblk_kms::{DecryptRequest, EncryptionContext, GrantId, Kms, KmsError, KmsErrorKind, WrappedKey};
 use store::{
     OTHER_VOLUME, PATIENCE, TestStore, VOLUME, attachment, attachment_grant, context, default_key, helper,
@@ -24,12 +24,13 @@ const KEY_FOLLOWS: &str = r#"printf '\020\000\000\000{"Ok":"DataKey"}'"#;
 #[ignore = "run by the other tests as their helper"]
 fn helper_process() {
     let Ok(stdout) = File::options().write(true).open("/proc/self/fd/3") else { return };
-    serve_helper(std::io::stdin(), stdout).expect("served");
+    serve_helper(std::io::stdin(), stdout, ProviderConfig::open).expect("served");
 }
 
 fn misbehaving(script: &str) -> HelperKms {
     let args: Vec<OsString> = vec!["-c".into(), script.into()];
-    HelperKms { args, timeout: PATIENCE, ..helper(&TestStore::new()) }
+    let kms = helper(&TestStore::new());
+    HelperKms { program: HelperProgram { args, ..kms.program.clone() }, timeout: PATIENCE, ..kms }
 }
 
 fn decrypt_with(kms: &HelperKms) -> Result<DataKey, KmsError> {
@@ -60,7 +61,8 @@ fn the_six_verbs_answer_through_a_helper_as_they_do_directly() {
     let request = DecryptRequest { wrapped: &wrapped, key: &key.arn, context: &own, grant: under };
     let through_helper = helper.decrypt(&request).expect("decrypted").expose(|bytes| *bytes);
     assert_eq!(through_helper, direct.decrypt(&request).expect("decrypted").expose(|bytes| *bytes));
-    let moved = helper.re_encrypt(&wrapped, &own, &key.arn, &context(OTHER_VOLUME)).expect("moved");
+    let moved =
+        store::re_encrypt(&helper, &wrapped, (&key.arn, VOLUME), (&key.arn, OTHER_VOLUME)).expect("moved");
     assert_eq!(store::decrypt(&direct, &key.arn, &moved, OTHER_VOLUME).expect("opens"), through_helper);
     helper.retire_grant(&key.arn, &grant).expect("retired");
     assert!(direct.list_grants(&key.arn).expect("listed").is_empty());
@@ -85,7 +87,7 @@ fn a_providers_error_arrives_as_it_was_raised() {
             "GenerateDataKeyWithoutPlaintext",
         ),
         (
-            helper.re_encrypt(&wrapped, &context(OTHER_VOLUME), &arn, &own).map(drop),
+            store::re_encrypt(&helper, &wrapped, (&arn, OTHER_VOLUME), (&arn, VOLUME)).map(drop),
             KmsErrorKind::InvalidCiphertext,
             "ReEncrypt",
         ),
@@ -230,7 +232,11 @@ fn the_answer_to_another_question_is_an_error() {
 
 #[test]
 fn a_program_that_does_not_exist_is_named() {
-    let kms = HelperKms { program: PathBuf::from("/nonexistent/sealblk"), ..misbehaving("") };
+    let kms = misbehaving("");
+    let kms = HelperKms {
+        program: HelperProgram { path: PathBuf::from("/nonexistent/sealblk"), ..kms.program.clone() },
+        ..kms
+    };
     let error = decrypt_with(&kms).expect_err("no such program");
     assert_eq!(error.kind, KmsErrorKind::Misconfigured);
     assert!(error.message.contains("/nonexistent/sealblk could not be started"), "{error}");

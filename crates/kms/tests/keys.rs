@@ -94,7 +94,7 @@ fn a_disabled_key_neither_wraps_nor_unwraps_until_it_is_enabled() {
     let errors = [
         kms.generate_data_key_without_plaintext(&arn, &context(VOLUME)).map(drop),
         decrypt(&kms, &arn, &wrapped, VOLUME).map(drop),
-        kms.re_encrypt(&wrapped, &context(VOLUME), "alias/aws/ebs", &context(VOLUME)).map(drop),
+        store::re_encrypt(&kms, &wrapped, (&arn, VOLUME), ("alias/aws/ebs", VOLUME)).map(drop),
         kms.create_grant(&grant).map(drop),
     ];
     for error in errors.map(|outcome| outcome.expect_err("the key is disabled")) {

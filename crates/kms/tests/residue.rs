@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use sealblk_keymem::DataKey;
-use sealblk_kms::helper::serve_helper;
+use sealblk_kms::helper::{ProviderConfig, serve_helper};
 use sealblk_kms::{DecryptRequest, Kms};
 use store::{TestStore, VOLUME, context, helper, volume_key};
 
@@ -20,7 +20,7 @@ const HALF: usize = 32;
 #[ignore = "run by the other test as its helper"]
 fn helper_process() {
     let Ok(stdout) = File::options().write(true).open("/proc/self/fd/3") else { return };
-    serve_helper(std::io::stdin(), stdout).expect("served");
+    serve_helper(std::io::stdin(), stdout, ProviderConfig::open).expect("served");
 }
 
 #[test]

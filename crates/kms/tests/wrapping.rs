@@ -4,7 +4,7 @@ mod store;
 
 use proptest::prelude::*;
 use sealblk_kms::{EncryptionContext, Kms, KmsErrorKind, WrappedKey};
-use store::{OTHER_VOLUME, TestStore, VOLUME, context, decrypt, volume_key};
+use store::{OTHER_VOLUME, TestStore, VOLUME, decrypt, volume_key};
 
 #[test]
 fn r11_the_wrapped_key_gives_the_same_64_bytes_in_every_process_that_has_the_store() {
@@ -62,7 +62,7 @@ fn a_key_wrapped_by_another_store_is_refused() {
     let (arn, _) = volume_key(&here.open());
     let error = decrypt(&here.open(), &arn, &wrapped, VOLUME).expect_err("foreign");
     assert_eq!(error.kind, KmsErrorKind::InvalidCiphertext);
-    let again = here.open().re_encrypt(&wrapped, &context(VOLUME), &arn, &context(VOLUME));
+    let again = store::re_encrypt(&here.open(), &wrapped, (&arn, VOLUME), (&arn, VOLUME));
     assert_eq!(again.expect_err("foreign").kind, KmsErrorKind::InvalidCiphertext);
 }
 
@@ -82,12 +82,12 @@ fn r13_re_encrypting_keeps_the_data_key_and_binds_it_to_the_new_context_and_key(
     let kms = store.open();
     let (arn, wrapped) = volume_key(&kms);
     let to = kms.create_key("").expect("created").arn;
-    let moved = kms.re_encrypt(&wrapped, &context(VOLUME), &to, &context(OTHER_VOLUME)).expect("moved");
+    let moved = store::re_encrypt(&kms, &wrapped, (&arn, VOLUME), (&to, OTHER_VOLUME)).expect("moved");
     let (before, after) = (decrypt(&kms, &arn, &wrapped, VOLUME), decrypt(&kms, &to, &moved, OTHER_VOLUME));
     assert_eq!(before.expect("the old one still opens"), after.expect("the new one opens"));
     let old_context = decrypt(&kms, &to, &moved, VOLUME).expect_err("the old context");
     assert_eq!(old_context.kind, KmsErrorKind::InvalidCiphertext);
-    let wrong = kms.re_encrypt(&wrapped, &context(OTHER_VOLUME), &to, &context(VOLUME));
+    let wrong = store::re_encrypt(&kms, &wrapped, (&arn, OTHER_VOLUME), (&to, VOLUME));
     assert_eq!(wrong.expect_err("wrong source context").kind, KmsErrorKind::InvalidCiphertext);
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use sealblk_keymem::{DATA_KEY_BYTES, DataKey, KeyMemError};
 use sealblk_kms::{
     DecryptRequest, EncryptionContext, Grant, GrantId, GrantOperation, GrantRequest, KeyMetadata, KeyState,
-    Kms, KmsError, KmsErrorKind, WrappedKey,
+    Kms, KmsError, KmsErrorKind, ReEncryptRequest, WrappedKey,
 };
 
 const DEFAULT_ALIAS: &str = "alias/aws/ebs";
@@ -141,19 +141,27 @@ impl Kms for FixedKeyKms {
         .map_err(|e| error(KmsErrorKind::Misconfigured, "Decrypt", &arn, &e.to_string()))
     }
 
-    fn re_encrypt(
+    fn encrypt(
         &self,
-        wrapped: &WrappedKey,
-        from_context: &EncryptionContext,
-        to_key: &str,
-        to_context: &EncryptionContext,
+        key: &str,
+        data_key: &DataKey,
+        context: &EncryptionContext,
     ) -> Result<WrappedKey, KmsError> {
-        let arn = self.begin("ReEncrypt", to_key, true)?;
+        let arn = self.begin("Encrypt", key, true)?;
+        if data_key.expose(|bytes| *bytes != self.data_key) {
+            return Err(error(KmsErrorKind::InvalidRequest, "Encrypt", &arn, "another data key"));
+        }
+        Ok(wrap(&arn, context))
+    }
+
+    fn re_encrypt(&self, request: &ReEncryptRequest<'_>) -> Result<WrappedKey, KmsError> {
+        let arn = self.begin("ReEncrypt", request.to_key, true)?;
         let source = self.state().keys.iter().find_map(|(source, state)| {
-            (*wrapped == wrap(source, from_context)).then_some((source.clone(), *state))
+            let made_it = *request.wrapped == wrap(source, request.from_context);
+            (source == request.from_key && made_it).then_some((source.clone(), *state))
         });
         match source {
-            Some((_, KeyState::Enabled)) => Ok(wrap(&arn, to_context)),
+            Some((_, KeyState::Enabled)) => Ok(wrap(&arn, request.to_context)),
             Some((source, _)) => Err(error(KmsErrorKind::Disabled, "ReEncrypt", &source, "is not enabled")),
             None => Err(error(KmsErrorKind::InvalidCiphertext, "ReEncrypt", &arn, "another context or key")),
         }

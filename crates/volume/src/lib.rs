@@ -31,4 +31,4 @@ pub use size::{SizeError, VolumeSize};
 pub use volume::{Volume, VolumeLane};
 // The type of an encrypted volume's cipher, for callers that have no other business with the crate.
 pub use sealblk_xts::SectorCipher;
-pub use wrapped::{InvalidWrap, KmsKeyArn, WrappedDataKey};
+pub use wrapped::{InvalidWrap, KeyReference, WrappedDataKey};

@@ -11,7 +11,7 @@ use crate::piece::{piece_bytes, pieces};
 use crate::record::{VolumeRecord, XtsEncryption};
 use crate::seal::{Seal, SealError};
 use crate::volume::Volume;
-use crate::wrapped::{KmsKeyArn, WrappedDataKey};
+use crate::wrapped::{KeyReference, WrappedDataKey};
 
 /// How much of a device is read at once in search of data.
 const SEARCH_BYTES: usize = 1024 * 1024;
@@ -61,7 +61,7 @@ impl<'a> EncryptedVolume<'a> {
     }
 
     /// The KMS key to ask for.
-    pub fn kms_key_id(&self) -> &'a KmsKeyArn {
+    pub fn kms_key_id(&self) -> &'a KeyReference {
         &self.encryption.kms_key_id
     }
 

@@ -12,7 +12,7 @@ use crate::id::{SnapshotId, VolumeId};
 use crate::open::{Access, EncryptedVolume, PlainVolume};
 use crate::seal::{Seal, SealedFields};
 use crate::size::VolumeSize;
-use crate::wrapped::{KmsKeyArn, WrappedDataKey};
+use crate::wrapped::{KeyReference, WrappedDataKey};
 
 /// The cipher's data unit: a sector.
 const DATA_UNIT_BYTES: u32 = 512;
@@ -77,7 +77,7 @@ pub enum Encryption {
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub struct XtsEncryption {
     /// The KMS key that wraps the data key.
-    pub kms_key_id: KmsKeyArn,
+    pub kms_key_id: KeyReference,
     /// The data key, wrapped, with `{"aws:ebs:id": VolumeId}` as encryption context.
     pub wrapped_key: WrappedDataKey,
     /// Which volume's creation generated the data key: this volume's own, or for one restored from a
@@ -94,7 +94,7 @@ pub struct XtsEncryption {
 
 impl XtsEncryption {
     /// A new volume's, not sealed yet.
-    pub fn new(kms_key_id: KmsKeyArn, wrapped_key: WrappedDataKey, lineage: VolumeId) -> Self {
+    pub fn new(kms_key_id: KeyReference, wrapped_key: WrappedDataKey, lineage: VolumeId) -> Self {
         Self {
             kms_key_id,
             wrapped_key,
@@ -122,7 +122,7 @@ impl VolumeRecord {
     }
 
     /// What EC2 calls `KmsKeyId`: the key's ARN, for an encrypted volume.
-    pub fn kms_key_id(&self) -> Option<&KmsKeyArn> {
+    pub fn kms_key_id(&self) -> Option<&KeyReference> {
         match &self.encryption {
             Encryption::Plain {} => None,
             Encryption::Aes256Xts(encryption) => Some(&encryption.kms_key_id),

@@ -8,50 +8,60 @@ use base64::engine::general_purpose::STANDARD;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Longest ARN taken, as KMS limits KeyId.
-const MAX_ARN_BYTES: usize = 2048;
+/// Longest reference taken, as KMS limits KeyId.
+const MAX_REFERENCE_BYTES: usize = 2048;
 /// Longest wrapped key taken, as KMS limits CiphertextBlob.
 const MAX_WRAPPED_BYTES: usize = 6144;
 
-/// The ARN of a KMS key, `arn:PARTITION:kms:REGION:ACCOUNT:key/ID`: never an alias, so that moving an alias
-/// never changes which key a volume needs (design §4.10).
+/// The key services that have names of their own for keys (docs/KMS.md); a bare ARN is a key of the embedded store.
+const PROVIDERS: [&str; 4] = ["aws-kms:", "transit:", "pkcs11:", "exec:"];
+
+/// The lasting name of a KMS key: `arn:PARTITION:kms:REGION:ACCOUNT:key/ID`, or a URI of another key service. Never an
+/// alias, so that moving an alias never changes which key a volume needs (design §4.10).
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct KmsKeyArn(String);
+pub struct KeyReference(String);
 
-impl KmsKeyArn {
-    /// The ARN's text.
+impl KeyReference {
+    /// The reference's text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-impl TryFrom<String> for KmsKeyArn {
+impl TryFrom<String> for KeyReference {
     type Error = InvalidWrap;
 
     fn try_from(text: String) -> Result<Self, InvalidWrap> {
         let printable = text.bytes().all(|c| c.is_ascii_graphic());
-        let mut parts = text.splitn(6, ':');
-        let mut next = || parts.next().unwrap_or_default();
-        let (arn, partition, service) = (next(), next(), next());
-        let (_region, _account, resource) = (next(), next(), next());
-        let names_a_key = resource.strip_prefix("key/").is_some_and(|id| !id.is_empty());
-        let shaped = arn == "arn" && !partition.is_empty() && service == "kms" && names_a_key;
-        if text.len() <= MAX_ARN_BYTES && printable && shaped {
+        let names_a_key = match PROVIDERS.iter().find_map(|provider| text.strip_prefix(provider)) {
+            Some(rest) => !rest.is_empty() && !rest.starts_with("alias/") && !rest.contains(":alias/"),
+            None => is_key_arn(&text),
+        };
+        if text.len() <= MAX_REFERENCE_BYTES && printable && names_a_key {
             Ok(Self(text))
         } else {
-            Err(InvalidWrap::KeyArn)
+            Err(InvalidWrap::KeyReference)
         }
     }
 }
 
-impl From<KmsKeyArn> for String {
-    fn from(arn: KmsKeyArn) -> Self {
-        arn.0
+fn is_key_arn(text: &str) -> bool {
+    let mut parts = text.splitn(6, ':');
+    let mut next = || parts.next().unwrap_or_default();
+    let (arn, partition, service) = (next(), next(), next());
+    let (_region, _account, resource) = (next(), next(), next());
+    let names_a_key = resource.strip_prefix("key/").is_some_and(|id| !id.is_empty());
+    arn == "arn" && !partition.is_empty() && service == "kms" && names_a_key
+}
+
+impl From<KeyReference> for String {
+    fn from(reference: KeyReference) -> Self {
+        reference.0
     }
 }
 
-impl fmt::Display for KmsKeyArn {
+impl fmt::Display for KeyReference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
     }
@@ -102,9 +112,11 @@ impl<'de> Deserialize<'de> for WrappedDataKey {
 /// Why something is no key name, or no wrapped key. None repeats what was given.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum InvalidWrap {
-    /// Not a key's ARN.
-    #[error("not a KMS key's ARN: expected arn:PARTITION:kms:REGION:ACCOUNT:key/ID")]
-    KeyArn,
+    /// Not a key's ARN or URI.
+    #[error(
+        "not a KMS key's name: expected arn:PARTITION:kms:REGION:ACCOUNT:key/ID, or the URI of a key (docs/KMS.md)"
+    )]
+    KeyReference,
     /// Not base64.
     #[error("a wrapped key is base64 (RFC 4648 §4, padded)")]
     Base64,
@@ -120,7 +132,7 @@ mod tests {
     #[test]
     fn a_key_arn_is_taken_and_an_alias_is_not() {
         let arn = "arn:aws:kms:eu-central-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab";
-        assert_eq!(KmsKeyArn::try_from(arn.to_owned()).expect("an ARN").as_str(), arn);
+        assert_eq!(KeyReference::try_from(arn.to_owned()).expect("an ARN").as_str(), arn);
         let alias = "arn:aws:kms:eu-central-1:123456789012:alias/aws/ebs";
         for wrong in [
             "",
@@ -130,8 +142,24 @@ mod tests {
             "arn:aws:ec2:r:1:key/x",
             "arn:aws:kms:r:1:key/",
             "arn:aws:kms:r:1:key/a b",
+            "aws-kms:",
+            "aws-kms:alias/x?region=r",
+            "aws-kms:arn:aws:kms:r:1:alias/x",
+            "vault:https://h/transit/keys/ebs",
         ] {
-            assert_eq!(KmsKeyArn::try_from(wrong.to_owned()), Err(InvalidWrap::KeyArn), "{wrong}");
+            assert_eq!(KeyReference::try_from(wrong.to_owned()), Err(InvalidWrap::KeyReference), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_uri_of_another_service_is_taken() {
+        for text in [
+            "aws-kms:arn:aws:kms:eu-central-1:123456789012:key/1234abcd?endpoint=http://127.0.0.1:5000",
+            "transit:https://vault.example:8200/transit/keys/ebs",
+            "pkcs11:token=t;object=ebs%20key",
+            "exec:/usr/libexec/wrap?key=main",
+        ] {
+            assert_eq!(KeyReference::try_from(text.to_owned()).expect(text).as_str(), text);
         }
     }
 

@@ -11,7 +11,7 @@ use sealblk_control::{
 use sealblk_kms::local::{LocalKms, Scope};
 use sealblk_kms::{
     DecryptRequest, EncryptionContext, Grant, GrantId, GrantRequest, KeyMetadata, Kms, KmsError,
-    KmsErrorKind, Principal, WrappedKey,
+    KmsErrorKind, Principal, ReEncryptRequest, WrappedKey,
 };
 use tokio::sync::oneshot;
 
@@ -187,14 +187,16 @@ impl Kms for Unreachable {
     fn decrypt(&self, request: &DecryptRequest<'_>) -> Result<sealblk_keymem::DataKey, KmsError> {
         Self::error("Decrypt", request.key)
     }
-    fn re_encrypt(
+    fn encrypt(
         &self,
-        _: &WrappedKey,
-        _: &EncryptionContext,
-        to_key: &str,
+        key: &str,
+        _: &sealblk_keymem::DataKey,
         _: &EncryptionContext,
     ) -> Result<WrappedKey, KmsError> {
-        Self::error("ReEncrypt", to_key)
+        Self::error("Encrypt", key)
+    }
+    fn re_encrypt(&self, request: &ReEncryptRequest<'_>) -> Result<WrappedKey, KmsError> {
+        Self::error("ReEncrypt", request.to_key)
     }
     fn create_grant(&self, request: &GrantRequest) -> Result<Grant, KmsError> {
         Self::error("CreateGrant", &request.key)
@@ -221,14 +223,16 @@ impl Kms for NoRetire {
     fn decrypt(&self, request: &DecryptRequest<'_>) -> Result<sealblk_keymem::DataKey, KmsError> {
         self.0.decrypt(request)
     }
-    fn re_encrypt(
+    fn encrypt(
         &self,
-        wrapped: &WrappedKey,
-        from: &EncryptionContext,
-        to_key: &str,
-        to: &EncryptionContext,
+        key: &str,
+        data_key: &sealblk_keymem::DataKey,
+        context: &EncryptionContext,
     ) -> Result<WrappedKey, KmsError> {
-        self.0.re_encrypt(wrapped, from, to_key, to)
+        self.0.encrypt(key, data_key, context)
+    }
+    fn re_encrypt(&self, request: &ReEncryptRequest<'_>) -> Result<WrappedKey, KmsError> {
+        self.0.re_encrypt(request)
     }
     fn create_grant(&self, request: &GrantRequest) -> Result<Grant, KmsError> {
         self.0.create_grant(request)

@@ -5,9 +5,10 @@ use std::os::fd::AsFd;
 
 use sealblk_keymem::DataKey;
 
+use super::ProviderConfig;
 use super::wire::{self, Answer, Call, Failure, Reply, Request};
 use crate::error::KmsError;
-use crate::service::{DecryptRequest, Kms};
+use crate::service::{DecryptRequest, Kms, ReEncryptRequest};
 
 /// Why the helper could not do its work at all. A call that the provider refuses is not among these: that is a reply.
 #[derive(Debug, thiserror::Error)]
@@ -22,12 +23,30 @@ pub enum HelperError {
 
 /// Reads one request from `stdin`, makes the call, and writes the reply to `stdout`.
 ///
+/// `open` opens the providers that this program links: [`ProviderConfig::open`], or that and more.
+///
 /// The caller has hardened the process (`keymem::harden_process`) and exits when this returns. A data key goes from
 /// locked memory straight into the descriptor, which is why `stdout` is a descriptor and not a `Write`: the standard
 /// library's would buffer it.
-pub fn serve_helper(mut stdin: impl Read, stdout: impl AsFd) -> Result<(), HelperError> {
-    let request: Request = wire::read(&mut stdin).map_err(HelperError::Request)?;
-    let outcome = request.provider.open().and_then(|kms| perform(&*kms, request.call));
+pub fn serve_helper(
+    mut stdin: impl Read,
+    stdout: impl AsFd,
+    open: impl Fn(&ProviderConfig) -> Result<Box<dyn Kms>, KmsError>,
+) -> Result<(), HelperError> {
+    let Request { provider, destination, call, .. } = wire::read(&mut stdin).map_err(HelperError::Request)?;
+    let outcome = open(&provider).and_then(|kms| match (destination, call) {
+        (Some(destination), Call::ReEncrypt { wrapped, from_key, from_context, to_key, to_context }) => {
+            let request = ReEncryptRequest {
+                wrapped: &wrapped,
+                from_key: &from_key,
+                from_context: &from_context,
+                to_key: &to_key,
+                to_context: &to_context,
+            };
+            re_encrypt_across(&*kms, &*open(&destination)?, &request)
+        }
+        (_, call) => perform(&*kms, call),
+    });
     let (reply, data_key) = match outcome {
         Ok((answer, data_key)) => (Reply::Ok(answer), data_key),
         Err(error) => (Reply::Error(Failure::from(error)), None),
@@ -48,8 +67,14 @@ fn perform(kms: &dyn Kms, call: Call) -> Result<(Answer, Option<DataKey>), KmsEr
             let request = DecryptRequest { wrapped: &wrapped, key: &key, context: &context, grant };
             return Ok((Answer::DataKey, Some(kms.decrypt(&request)?)));
         }
-        Call::ReEncrypt { wrapped, from_context, to_key, to_context } => {
-            Answer::WrappedKey(kms.re_encrypt(&wrapped, &from_context, &to_key, &to_context)?)
+        Call::ReEncrypt { wrapped, from_key, from_context, to_key, to_context } => {
+            Answer::WrappedKey(kms.re_encrypt(&ReEncryptRequest {
+                wrapped: &wrapped,
+                from_key: &from_key,
+                from_context: &from_context,
+                to_key: &to_key,
+                to_context: &to_context,
+            })?)
         }
         Call::CreateGrant(request) => Answer::Grant(kms.create_grant(&request)?),
         Call::RetireGrant { key, grant } => {
@@ -58,6 +83,17 @@ fn perform(kms: &dyn Kms, call: Call) -> Result<(Answer, Option<DataKey>), KmsEr
         }
     };
     Ok((answer, None))
+}
+
+/// Between two providers: the data key is in this process's locked memory in between, and nowhere else.
+fn re_encrypt_across(
+    from: &dyn Kms,
+    to: &dyn Kms,
+    request: &ReEncryptRequest<'_>,
+) -> Result<(Answer, Option<DataKey>), KmsError> {
+    let (wrapped, key, context) = (request.wrapped, request.from_key, request.from_context);
+    let data_key = from.decrypt(&DecryptRequest { wrapped, key, context, grant: None })?;
+    Ok((Answer::WrappedKey(to.encrypt(request.to_key, &data_key, request.to_context)?), None))
 }
 
 fn write_all(fd: &impl AsFd, mut bytes: &[u8]) -> io::Result<()> {

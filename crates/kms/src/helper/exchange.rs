@@ -23,7 +23,7 @@ const STDERR_BYTES_MAX: usize = 2048;
 
 /// What went wrong with the helper itself.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     #[error("could not be started")]
     Start(#[source] io::Error),
     #[error("did not finish within {} ms and was killed", .0.as_millis())]
@@ -40,6 +40,8 @@ pub(super) enum Fault {
     Garbage(String),
     #[error("answered another question")]
     OtherAnswer,
+    #[error("takes no plaintext key from this process")]
+    NoPlaintext,
     #[error("replied, but then failed{0}")]
     FailedAfterReply(Ending),
     #[error("cannot be talked to")]
@@ -50,7 +52,7 @@ pub(super) enum Fault {
 
 /// How the helper ended and what it said on standard error, as the end of a message.
 #[derive(Debug)]
-pub(super) struct Ending(String);
+pub(crate) struct Ending(String);
 
 impl std::fmt::Display for Ending {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -58,8 +60,21 @@ impl std::fmt::Display for Ending {
     }
 }
 
+/// How a program is started.
+#[derive(Clone, Copy)]
+pub(crate) struct Start<'r> {
+    pub(crate) program: &'r Path,
+    pub(crate) args: &'r [OsString],
+    /// All of its environment.
+    pub(crate) environment: &'r [(OsString, OsString)],
+    /// What it is given on standard input, before end of file.
+    pub(crate) request: &'r [u8],
+    /// From now to its end.
+    pub(crate) timeout: Duration,
+}
+
 /// A running helper. Dropped before it has ended, it is killed with its group and reaped.
-pub(super) struct Exchange<'r> {
+pub(crate) struct Exchange<'r> {
     child: Child,
     /// Readable once the process has ended.
     ended: OwnedFd,
@@ -74,16 +89,13 @@ pub(super) struct Exchange<'r> {
 }
 
 impl<'r> Exchange<'r> {
-    /// Starts `program` with `args`, an empty environment, and three pipes; it will be given `request`.
-    pub(super) fn start(
-        program: &Path,
-        args: &[OsString],
-        request: &'r [u8],
-        timeout: Duration,
-    ) -> Result<Self, Fault> {
+    /// Starts the program with three pipes; it will be given the request.
+    pub(crate) fn start(how: &Start<'r>) -> Result<Self, Fault> {
+        let &Start { program, args, environment, request, timeout } = how;
         let deadline = Instant::now() + timeout;
         let mut command = Command::new(program);
         command.args(args).env_clear().process_group(0);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(Fault::Start)?;
         let stdin = child.stdin.take();
@@ -108,7 +120,7 @@ impl<'r> Exchange<'r> {
     }
 
     /// Reads until `buffer` is full or the helper has closed its output; the number of bytes read.
-    pub(super) fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, Fault> {
+    pub(crate) fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, Fault> {
         let mut filled = 0;
         while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
             match rustix::io::read(&self.stdout, rest) {
@@ -123,7 +135,7 @@ impl<'r> Exchange<'r> {
     }
 
     /// Sees the helper close its output and exit with status 0.
-    pub(super) fn finish(&mut self) -> Result<(), Fault> {
+    pub(crate) fn finish(&mut self) -> Result<(), Fault> {
         if self.fill(&mut [0])? != 0 {
             return Err(Fault::LongReply);
         }
@@ -132,7 +144,7 @@ impl<'r> Exchange<'r> {
     }
 
     /// How the helper ended, waiting for it: for the message about a reply that stopped short.
-    pub(super) fn ending(&mut self) -> Result<Ending, Fault> {
+    pub(crate) fn ending(&mut self) -> Result<Ending, Fault> {
         let status = self.status()?;
         Ok(self.describe(status))
     }

@@ -7,6 +7,7 @@
 
 mod child;
 mod exchange;
+mod provider;
 mod wire;
 
 use std::ffi::OsString;
@@ -14,40 +15,26 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use sealblk_keymem::DataKey;
-use serde::{Deserialize, Serialize};
 
 pub use self::child::{HelperError, serve_helper};
-use self::exchange::{Exchange, Fault};
+use self::exchange::{Exchange, Fault, Start};
+pub use self::provider::ProviderConfig;
 use self::wire::{Answer, Call, LENGTH_BYTES, Reply, Request};
 use crate::context::EncryptionContext;
 use crate::error::{KmsError, KmsErrorKind};
-use crate::local::{LocalKms, Scope};
-use crate::service::{DecryptRequest, Grant, GrantId, GrantRequest, KeyMetadata, Kms, Principal, WrappedKey};
+use crate::service::{
+    DecryptRequest, Grant, GrantId, GrantRequest, KeyMetadata, Kms, ReEncryptRequest, WrappedKey,
+};
 
-/// Which provider the helper opens, and how.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all_fields = "PascalCase", deny_unknown_fields)]
-pub enum ProviderConfig {
-    /// The embedded key store.
-    Local {
-        /// Its directory. Relative paths mean the same to the helper: it inherits the working directory.
-        dir: PathBuf,
-        /// What its ARNs carry.
-        scope: Scope,
-        /// Who the calls are made as.
-        caller: Principal,
-    },
-}
-
-impl ProviderConfig {
-    /// Opens the provider in this process.
-    fn open(&self) -> Result<Box<dyn Kms>, KmsError> {
-        match self {
-            Self::Local { dir, scope, caller } => {
-                Ok(Box::new(LocalKms::open(dir, scope.clone(), caller.clone())?))
-            }
-        }
-    }
+/// A program that answers one call: this binary, or `sealblk-kms-aws`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HelperProgram {
+    /// The executable.
+    pub path: PathBuf,
+    /// Its arguments: the hidden subcommand. Never anything secret.
+    pub args: Vec<OsString>,
+    /// Its whole environment, but for what a provider's configuration adds. Usually empty.
+    pub environment: Vec<(OsString, OsString)>,
 }
 
 /// A `Kms` that makes every call in a helper process of its own.
@@ -57,12 +44,13 @@ impl ProviderConfig {
 /// into the message. May be used from several threads at once; holds nothing between calls.
 #[derive(Clone, Debug)]
 pub struct HelperKms {
-    /// The program: this binary.
-    pub program: PathBuf,
-    /// Its arguments: the hidden subcommand. Never anything secret.
-    pub args: Vec<OsString>,
+    /// The helper program.
+    pub program: HelperProgram,
     /// What the helper opens.
     pub provider: ProviderConfig,
+    /// What `re_encrypt` wraps for, if that is another provider: both are opened in one helper, so that the data key
+    /// is nowhere else in between. `None`: `provider` itself.
+    pub destination: Option<ProviderConfig>,
     /// How long one call may take, from the start of the process to its end.
     pub timeout: Duration,
 }
@@ -97,18 +85,24 @@ impl Kms for HelperKms {
         })
     }
 
-    fn re_encrypt(
+    fn encrypt(
         &self,
-        wrapped: &WrappedKey,
-        from_context: &EncryptionContext,
-        to_key: &str,
-        to_context: &EncryptionContext,
+        key: &str,
+        _data_key: &DataKey,
+        _context: &EncryptionContext,
     ) -> Result<WrappedKey, KmsError> {
+        // The process that calls a helper has no data key to give: `re_encrypt` moves one from wrap to wrap.
+        let fault = Fault::NoPlaintext;
+        Err(self.describe("Encrypt", key.to_owned(), &fault))
+    }
+
+    fn re_encrypt(&self, request: &ReEncryptRequest<'_>) -> Result<WrappedKey, KmsError> {
         let call = Call::ReEncrypt {
-            wrapped: wrapped.clone(),
-            from_context: from_context.clone(),
-            to_key: to_key.to_owned(),
-            to_context: to_context.clone(),
+            wrapped: request.wrapped.clone(),
+            from_key: request.from_key.to_owned(),
+            from_context: request.from_context.clone(),
+            to_key: request.to_key.to_owned(),
+            to_context: request.to_context.clone(),
         };
         self.ask(call, wrapped_key)
     }
@@ -151,8 +145,15 @@ impl HelperKms {
         call: Call,
         take: impl FnOnce(&mut Exchange<'_>, Answer) -> Result<T, Fault>,
     ) -> Result<Result<T, KmsError>, Fault> {
-        let request = wire::encode(&Request::new(self.provider.clone(), call))?;
-        let mut exchange = Exchange::start(&self.program, &self.args, &request, self.timeout)?;
+        let request = Request::new(self.provider.clone(), self.destination.clone(), call);
+        let document = wire::encode(&request)?;
+        let mut exchange = Exchange::start(&Start {
+            program: &self.program.path,
+            args: &self.program.args,
+            environment: &self.program.environment,
+            request: &document,
+            timeout: self.timeout,
+        })?;
         match read_reply(&mut exchange)? {
             Reply::Ok(answer) => {
                 let value = take(&mut exchange, answer)?;
@@ -178,7 +179,7 @@ impl HelperKms {
             kind,
             operation,
             key,
-            message: format!("the key helper {} {fault}", self.program.display()),
+            message: format!("the key helper {} {fault}", self.program.path.display()),
             request_id: "none".to_owned(),
             source: std::error::Error::source(fault).map(|cause| std::io::Error::other(cause.to_string())),
         }

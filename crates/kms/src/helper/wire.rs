@@ -5,7 +5,7 @@
 //! | bytes | field |
 //! |---|---|
 //! | 4 | length of the document, little-endian, at most 1 MiB |
-//! | n | JSON: `{"Version":1,"Provider":{…},"Call":{…}}` |
+//! | n | JSON: `{"Version":1,"Provider":{…},"Call":{…}}`, with `"Destination":{…}` to re-wrap for another provider |
 //!
 //! Reply, on its standard output, then end of file:
 //!
@@ -16,7 +16,7 @@
 //! | 64 | the data key, only after `{"Ok":"DataKey"}` |
 //!
 //! The data key is never part of a document: its 64 bytes go from locked memory to locked memory through the pipe.
-//! Both ends are the same binary, so there is one version and no negotiation.
+//! Both ends come from one build, so there is one version and no negotiation.
 
 use std::io::{self, Read};
 
@@ -37,7 +37,7 @@ pub(super) const LENGTH_BYTES: usize = 4;
 const VERSION: u32 = 1;
 
 /// The names of operations that an error can carry; anything else did not come from our own helper.
-const OPERATIONS: [&str; 7] = [
+const OPERATIONS: [&str; 9] = [
     "DescribeKey",
     "GenerateDataKeyWithoutPlaintext",
     "Decrypt",
@@ -45,6 +45,8 @@ const OPERATIONS: [&str; 7] = [
     "CreateGrant",
     "RetireGrant",
     "OpenKeyStore",
+    "Encrypt",
+    "OpenProvider",
 ];
 
 /// What the helper is asked to do, once.
@@ -54,12 +56,15 @@ pub(super) struct Request {
     #[serde(deserialize_with = "known_version")]
     version: u32,
     pub(super) provider: ProviderConfig,
+    /// Only with `ReEncrypt`: who wraps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) destination: Option<ProviderConfig>,
     pub(super) call: Call,
 }
 
 impl Request {
-    pub(super) fn new(provider: ProviderConfig, call: Call) -> Self {
-        Self { version: VERSION, provider, call }
+    pub(super) fn new(provider: ProviderConfig, destination: Option<ProviderConfig>, call: Call) -> Self {
+        Self { version: VERSION, provider, destination, call }
     }
 }
 
@@ -84,6 +89,7 @@ pub(super) enum Call {
     ReEncrypt {
         #[serde(with = "base64_bytes")]
         wrapped: WrappedKey,
+        from_key: String,
         from_context: EncryptionContext,
         to_key: String,
         to_context: EncryptionContext,

@@ -16,7 +16,8 @@ use super::{LocalKms, Naming, now};
 use crate::context::EncryptionContext;
 use crate::error::{KmsError, KmsErrorKind};
 use crate::service::{
-    DecryptRequest, Grant, GrantId, GrantOperation, GrantRequest, KeyMetadata, KeyState, Kms, WrappedKey,
+    DecryptRequest, Grant, GrantId, GrantOperation, GrantRequest, KeyMetadata, KeyState, Kms,
+    ReEncryptRequest, WrappedKey,
 };
 
 /// The longest encryption context in its canonical form, in bytes.
@@ -74,29 +75,40 @@ impl Kms for LocalKms {
         })
     }
 
-    fn re_encrypt(
+    fn encrypt(
         &self,
-        wrapped: &WrappedKey,
-        from_context: &EncryptionContext,
-        to_key: &str,
-        to_context: &EncryptionContext,
+        key: &str,
+        data_key: &DataKey,
+        context: &EncryptionContext,
     ) -> Result<WrappedKey, KmsError> {
-        let parameters = json!({
-            "sourceEncryptionContext": context_value(from_context),
-            "destinationKeyId": clip(to_key),
-            "destinationEncryptionContext": context_value(to_context),
-        });
-        self.audited("ReEncrypt", to_key, parameters, |call| {
+        let parameters = json!({ "keyId": clip(key), "encryptionContext": context_value(context) });
+        self.audited("Encrypt", key, parameters, |call| {
             self.authorize_owner(call)?;
-            check_context(call, from_context)?;
-            check_context(call, to_context)?;
-            let source = self.key_of_blob(call, wrapped)?;
+            check_context(call, context)?;
+            let record = self.resolve(call, key, Naming::Any)?;
+            self.check_usable(call, &record)?;
+            self.wrap(call, &record, data_key, context)
+        })
+    }
+
+    fn re_encrypt(&self, request: &ReEncryptRequest<'_>) -> Result<WrappedKey, KmsError> {
+        let parameters = json!({
+            "sourceKeyId": clip(request.from_key),
+            "sourceEncryptionContext": context_value(request.from_context),
+            "destinationKeyId": clip(request.to_key),
+            "destinationEncryptionContext": context_value(request.to_context),
+        });
+        self.audited("ReEncrypt", request.to_key, parameters, |call| {
+            self.authorize_owner(call)?;
+            check_context(call, request.from_context)?;
+            check_context(call, request.to_context)?;
+            let source = self.resolve(call, request.from_key, Naming::Any)?;
             self.check_usable(call, &source)?;
-            let data_key = self.unwrap(call, &source, wrapped, from_context)?;
-            call.key = clip(to_key);
-            let destination = self.resolve(call, to_key, Naming::Any)?;
+            let data_key = self.unwrap(call, &source, request.wrapped, request.from_context)?;
+            call.key = clip(request.to_key);
+            let destination = self.resolve(call, request.to_key, Naming::Any)?;
             self.check_usable(call, &destination)?;
-            self.wrap(call, &destination, &data_key, to_context)
+            self.wrap(call, &destination, &data_key, request.to_context)
         })
     }
 
@@ -180,15 +192,6 @@ impl LocalKms {
             }
             KeyState::PendingDeletion => Err(self.pending_deletion(call)),
         }
-    }
-
-    /// The key that a wrapped key names.
-    fn key_of_blob(&self, call: &mut Call, wrapped: &WrappedKey) -> Result<KeyRecord, KmsError> {
-        let Some(blob) = blob::parse(wrapped) else { return Err(invalid_ciphertext(call)) };
-        let found = self.store.key(blob.header.key_id).map_err(|e| call.broken(e))?;
-        let record = found.ok_or_else(|| invalid_ciphertext(call))?;
-        self.concerns(call, &record);
-        Ok(record)
     }
 
     fn wrap(

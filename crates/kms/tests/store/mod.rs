@@ -5,11 +5,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use sealblk_kms::helper::{HelperKms, ProviderConfig};
+use sealblk_kms::helper::{HelperKms, HelperProgram, ProviderConfig};
 use sealblk_kms::local::{LocalKms, Scope};
 use sealblk_kms::{
     DecryptRequest, EncryptionContext, GrantOperation, GrantRequest, KeyMetadata, Kms, KmsError, Principal,
-    WrappedKey,
+    ReEncryptRequest, WrappedKey,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -108,8 +108,12 @@ pub(crate) fn helper_with(store: &TestStore, caller: Principal) -> HelperKms {
     let script = "exec \"$0\" --exact helper_process --ignored --quiet 3>&1 >/dev/null";
     let this = std::env::current_exe().expect("this test's binary");
     HelperKms {
-        program: PathBuf::from("/bin/sh"),
-        args: vec!["-c".into(), script.into(), this.into_os_string()],
+        program: HelperProgram {
+            path: PathBuf::from("/bin/sh"),
+            args: vec!["-c".into(), script.into(), this.into_os_string()],
+            environment: Vec::new(),
+        },
+        destination: None,
         provider: ProviderConfig::Local { dir: store.dir(), scope: Scope::default(), caller },
         timeout: PATIENCE,
     }
@@ -118,4 +122,20 @@ pub(crate) fn helper_with(store: &TestStore, caller: Principal) -> HelperKms {
 /// As the store's owner.
 pub(crate) fn helper(store: &TestStore) -> HelperKms {
     helper_with(store, owner())
+}
+
+/// `ReEncrypt` of a data key wrapped under `from.0` for `from.1` (the volume), to another key or volume.
+pub(crate) fn re_encrypt(
+    kms: &dyn Kms,
+    wrapped: &WrappedKey,
+    from: (&str, &str),
+    to: (&str, &str),
+) -> Result<WrappedKey, KmsError> {
+    kms.re_encrypt(&ReEncryptRequest {
+        wrapped,
+        from_key: from.0,
+        from_context: &context(from.1),
+        to_key: to.0,
+        to_context: &context(to.1),
+    })
 }

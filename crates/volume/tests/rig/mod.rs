@@ -8,7 +8,7 @@ use aes::cipher::KeyInit;
 use sealblk_block::{BlockDevice, BlockLane, Buffer, Durability, Lba, SECTOR_BYTES};
 use sealblk_keymem::{DATA_KEY_BYTES, DataKey, KeyMemError};
 use sealblk_volume::{
-    Access, Backing, Encryption, KmsKeyArn, NullCipher, OpenError, Volume, VolumeId, VolumeRecord,
+    Access, Backing, Encryption, KeyReference, NullCipher, OpenError, Volume, VolumeId, VolumeRecord,
     VolumeSize, WrappedDataKey, XtsEncryption,
 };
 use sealblk_xts::SectorCipher;
@@ -56,7 +56,7 @@ pub fn plain_record(bytes: u64) -> VolumeRecord {
 pub fn encrypted_record(bytes: u64) -> VolumeRecord {
     let arn = "arn:aws:kms:eu-central-1:000000000000:key/1234abcd-12ab-34cd-56ef-1234567890ab";
     let encryption = XtsEncryption::new(
-        KmsKeyArn::try_from(arn.to_owned()).expect("an ARN"),
+        KeyReference::try_from(arn.to_owned()).expect("an ARN"),
         WrappedDataKey::from_bytes(b"wrapped by nobody".to_vec()).expect("a wrapped key"),
         volume_id(1),
     );

@@ -1,0 +1,57 @@
+//! Which provider a helper opens, and how: what a parent says to its child about it. No field holds a secret: a file
+//! that does is named.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{KmsError, KmsErrorKind};
+use crate::local::{LocalKms, Scope};
+use crate::service::{Kms, Principal};
+
+/// Which provider the helper opens, and how.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all_fields = "PascalCase", deny_unknown_fields)]
+pub enum ProviderConfig {
+    /// The embedded key store.
+    Local {
+        /// Its directory. Relative paths mean the same to the helper: it inherits the working directory.
+        dir: PathBuf,
+        /// What its ARNs carry.
+        scope: Scope,
+        /// Who the calls are made as.
+        caller: Principal,
+    },
+    /// AWS KMS. Only `sealblk-kms-aws` opens it; calls name keys as AWS does, without `aws-kms:`.
+    AwsKms {
+        /// The region; `None`: what the standard chain says.
+        region: Option<String>,
+        /// The service's URL; `None`: AWS's own for the region.
+        endpoint_url: Option<String>,
+        /// The profile in the shared configuration files; `None`: what the standard chain says.
+        profile: Option<String>,
+        /// The service's certificate authorities, PEM; `None`: the well-known ones.
+        ca_file: Option<PathBuf>,
+        /// How long one attempt may take, in milliseconds; the whole call is bounded by the helper's time.
+        attempt_ms: u64,
+    },
+}
+
+impl ProviderConfig {
+    /// Opens a provider that this crate has, in this process: the helper's. AWS KMS is not among them.
+    pub fn open(&self) -> Result<Box<dyn Kms>, KmsError> {
+        match self {
+            Self::Local { dir, scope, caller } => {
+                Ok(Box::new(LocalKms::open(dir, scope.clone(), caller.clone())?))
+            }
+            Self::AwsKms { .. } => Err(KmsError {
+                kind: KmsErrorKind::Misconfigured,
+                operation: "OpenProvider",
+                key: "AWS KMS".to_owned(),
+                message: "this helper does not speak to AWS KMS: sealblk-kms-aws does".to_owned(),
+                request_id: "none".to_owned(),
+                source: None,
+            }),
+        }
+    }
+}

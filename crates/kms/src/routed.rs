@@ -1,0 +1,217 @@
+//! A `Kms` for the keys of every provider: it reads a key's name, looks up how the pool may use that provider, and makes
+//! the call in a helper process. An attempt that does not reach the service is repeated, with growing random pauses, until the
+//! pool's deadline.
+//!
+//! `kms.json` is read at each call and not before: what needs no key (detach, list, statistics) works while it is damaged.
+
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sealblk_keymem::DataKey;
+use sealblk_record::{RecordError, RecordFile};
+
+use crate::context::EncryptionContext;
+use crate::error::{KmsError, KmsErrorKind};
+use crate::helper::{HelperKms, HelperProgram, ProviderConfig};
+use crate::key_uri::{AwsKeyUri, KeyUri};
+use crate::providers::{Patience, Providers};
+use crate::service::{
+    DecryptRequest, Grant, GrantId, GrantRequest, KeyMetadata, Kms, ReEncryptRequest, WrappedKey,
+};
+
+/// The first pause between two attempts; each later one is up to twice as long, half of it random.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+/// Retiring a grant comes last in an attachment's life and must not hold up its end: one attempt, this long at most. What
+/// could not be retired is retired by the volume's next holder.
+const RETIRE_TIME: Duration = Duration::from_secs(3);
+
+/// The programs that make the calls.
+#[derive(Clone, Debug)]
+pub struct Helpers {
+    /// For every provider but AWS KMS: the hidden subcommand of this binary.
+    pub own: HelperProgram,
+    /// For AWS KMS: `sealblk-kms-aws`.
+    pub aws: HelperProgram,
+}
+
+/// The key service of a pool: each key's own provider, through helpers.
+#[derive(Debug)]
+pub struct RoutedKms {
+    local: ProviderConfig,
+    providers: RecordFile<Providers>,
+    helpers: Helpers,
+}
+
+/// A key found its provider: how to call it, and what it calls the key.
+struct Route {
+    provider: ProviderConfig,
+    key: String,
+    uri: KeyUri,
+}
+
+impl RoutedKms {
+    /// `local` is what bare names mean; `providers` is the pool's `kms.json`, which need not exist.
+    pub fn new(local: ProviderConfig, providers: &Path, helpers: Helpers) -> Self {
+        Self { local, providers: RecordFile::new(providers), helpers }
+    }
+
+    fn settings(&self, operation: &'static str, key: &str) -> Result<Providers, KmsError> {
+        match self.providers.load() {
+            Ok(providers) => Ok(providers),
+            Err(RecordError::Missing { .. }) => Ok(Providers::default()),
+            Err(error) => Err(KmsError {
+                source: std::error::Error::source(&error).map(|e| std::io::Error::other(e.to_string())),
+                ..failure(KmsErrorKind::Misconfigured, operation, key, error.to_string())
+            }),
+        }
+    }
+
+    fn route(&self, settings: &Providers, operation: &'static str, key: &str) -> Result<Route, KmsError> {
+        let uri = KeyUri::parse(key)
+            .map_err(|error| failure(KmsErrorKind::InvalidRequest, operation, key, error.to_string()))?;
+        let (provider, key) = match &uri {
+            KeyUri::Local(name) => (self.local.clone(), name.clone()),
+            KeyUri::AwsKms(aws) => (aws_provider(aws, settings), aws.key.clone()),
+            KeyUri::Transit(_) | KeyUri::Pkcs11(_) | KeyUri::Exec(_) => {
+                let message = "this provider is not configured".to_owned();
+                return Err(failure(KmsErrorKind::Misconfigured, operation, key, message));
+            }
+        };
+        Ok(Route { provider, key, uri })
+    }
+
+    fn helper(&self, route: &Route, destination: Option<&Route>, timeout: Duration) -> HelperKms {
+        let aws = |route: &Route| matches!(route.provider, ProviderConfig::AwsKms { .. });
+        let needs_aws = aws(route) || destination.is_some_and(aws);
+        let destination = destination.map(|route| route.provider.clone());
+        HelperKms {
+            program: if needs_aws { self.helpers.aws.clone() } else { self.helpers.own.clone() },
+            provider: route.provider.clone(),
+            destination: destination.filter(|destination| *destination != route.provider),
+            timeout,
+        }
+    }
+
+    /// Makes a call about one key.
+    fn call<T>(
+        &self,
+        operation: &'static str,
+        key: &str,
+        call: impl Fn(&HelperKms, &Route) -> Result<T, KmsError>,
+    ) -> Result<T, KmsError> {
+        let settings = self.settings(operation, key)?;
+        let route = self.route(&settings, operation, key)?;
+        with_patience(settings.patience, |timeout| call(&self.helper(&route, None, timeout), &route))
+    }
+}
+
+impl Kms for RoutedKms {
+    fn describe_key(&self, key: &str) -> Result<KeyMetadata, KmsError> {
+        self.call("DescribeKey", key, |kms, route| {
+            let metadata = kms.describe_key(&route.key)?;
+            // What is stored must find its provider again.
+            let arn = match &route.uri {
+                KeyUri::Local(_) => metadata.arn,
+                KeyUri::AwsKms(uri) => uri.resolved(&metadata.arn).to_string(),
+                uri => uri.to_string(),
+            };
+            Ok(KeyMetadata { arn, ..metadata })
+        })
+    }
+
+    fn generate_data_key_without_plaintext(
+        &self,
+        key: &str,
+        context: &EncryptionContext,
+    ) -> Result<WrappedKey, KmsError> {
+        self.call("GenerateDataKeyWithoutPlaintext", key, |kms, route| {
+            kms.generate_data_key_without_plaintext(&route.key, context)
+        })
+    }
+
+    fn decrypt(&self, request: &DecryptRequest<'_>) -> Result<DataKey, KmsError> {
+        self.call("Decrypt", request.key, |kms, route| {
+            kms.decrypt(&DecryptRequest { key: &route.key, ..request.clone() })
+        })
+    }
+
+    fn encrypt(
+        &self,
+        key: &str,
+        data_key: &DataKey,
+        context: &EncryptionContext,
+    ) -> Result<WrappedKey, KmsError> {
+        self.call("Encrypt", key, |kms, route| kms.encrypt(&route.key, data_key, context))
+    }
+
+    fn re_encrypt(&self, request: &ReEncryptRequest<'_>) -> Result<WrappedKey, KmsError> {
+        let settings = self.settings("ReEncrypt", request.to_key)?;
+        let from = self.route(&settings, "ReEncrypt", request.from_key)?;
+        let to = self.route(&settings, "ReEncrypt", request.to_key)?;
+        with_patience(settings.patience, |timeout| {
+            let kms = self.helper(&from, Some(&to), timeout);
+            kms.re_encrypt(&ReEncryptRequest { from_key: &from.key, to_key: &to.key, ..*request })
+        })
+    }
+
+    fn create_grant(&self, request: &GrantRequest) -> Result<Grant, KmsError> {
+        self.call("CreateGrant", &request.key, |kms, route| {
+            kms.create_grant(&GrantRequest { key: route.key.clone(), ..request.clone() })
+        })
+    }
+
+    fn retire_grant(&self, key: &str, grant: &GrantId) -> Result<(), KmsError> {
+        let settings = self.settings("RetireGrant", key)?;
+        let route = self.route(&settings, "RetireGrant", key)?;
+        let timeout = settings.patience.timeout().min(RETIRE_TIME);
+        self.helper(&route, None, timeout).retire_grant(&route.key, grant)
+    }
+}
+
+fn aws_provider(uri: &AwsKeyUri, settings: &Providers) -> ProviderConfig {
+    let configured = settings.aws_kms.clone().unwrap_or_default();
+    ProviderConfig::AwsKms {
+        region: uri.region().map(str::to_owned).or(configured.region),
+        endpoint_url: uri.endpoint.clone().or(configured.endpoint),
+        profile: configured.profile,
+        ca_file: configured.ca_file,
+        attempt_ms: settings.patience.timeout_ms,
+    }
+}
+
+/// Repeats what does not reach the service; every other outcome is final. The last error is the one to tell.
+fn with_patience<T>(
+    patience: Patience,
+    mut attempt: impl FnMut(Duration) -> Result<T, KmsError>,
+) -> Result<T, KmsError> {
+    let deadline = Instant::now() + patience.deadline();
+    let mut pause = FIRST_PAUSE;
+    let mut timeout = patience.timeout();
+    loop {
+        match attempt(timeout) {
+            Err(error) if error.kind == KmsErrorKind::Unreachable => {
+                let wait = jittered(pause);
+                let left = deadline.saturating_duration_since(Instant::now()).saturating_sub(wait);
+                if left.is_zero() {
+                    return Err(error);
+                }
+                thread::sleep(wait);
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                timeout = patience.timeout().min(left);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Between half of `pause` and all of it, so that hosts that lost the service together do not come back together.
+fn jittered(pause: Duration) -> Duration {
+    let random = getrandom::u32().unwrap_or(u32::MAX);
+    pause.mul_f64(0.5 + f64::from(random) / f64::from(u32::MAX) / 2.0)
+}
+
+fn failure(kind: KmsErrorKind, operation: &'static str, key: &str, message: String) -> KmsError {
+    KmsError { kind, operation, key: key.to_owned(), message, request_id: "none".to_owned(), source: None }
+}
