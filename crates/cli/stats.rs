@@ -61,6 +61,8 @@ fn row(kind: Kind, statistics: &KindStatistics) -> Vec<String> {
         Kind::Flush => "flush",
         Kind::Trim => "trim",
         Kind::WriteZeroes => "write zeroes",
+        Kind::BlockStatus => "block status",
+        Kind::Cache => "cache",
         Kind::Other => "other",
     };
     let counts = [statistics.ops.to_string(), show_bytes(statistics.bytes), statistics.errors.to_string()];

@@ -38,6 +38,9 @@ struct Core<L> {
     extents: RefCell<Vec<Extent>>,
 }
 
+/// An extent of nothing.
+const NOTHING: Extent = Extent { count: 0, allocation: Allocation { hole: false, zero: false } };
+
 /// A run of bytes with one [`Allocation`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ByteExtent {
@@ -212,10 +215,13 @@ impl<L: BlockLane> ByteLane<L> {
         let outer = core.outward(&request);
         let mut found = core.extents.take();
         found.clear();
-        found.reserve_exact(room.saturating_sub(found.capacity()));
+        found.reserve_exact(room);
+        // A lane stops where there is no room; what an earlier, larger question left of it is filled.
+        let skipped = found.capacity() - room;
+        found.resize(skipped, NOTHING);
         let outcome = core.lane.extents(sectors(&outer), &mut found).await;
         let mut at = outer.start;
-        for extent in found.iter().take(room) {
+        for extent in found.iter().skip(skipped) {
             let from = at.max(request.start);
             at += extent.count * SECTOR_BYTES as u64;
             let to = at.min(request.end);

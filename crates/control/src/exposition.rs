@@ -112,13 +112,15 @@ impl Page {
 
 /// Each kind's statistics, with its value of the label `kind`.
 fn labelled(statistics: &AttachmentStatistics) -> impl Iterator<Item = (&'static str, &KindStatistics)> {
-    use sealblk_nbd::Kind::{Flush, Other, Read, Trim, Write, WriteZeroes};
+    use sealblk_nbd::Kind::{BlockStatus, Cache, Flush, Other, Read, Trim, Write, WriteZeroes};
     let label = |kind| match kind {
         Read => "read",
         Write => "write",
         Flush => "flush",
         Trim => "trim",
         WriteZeroes => "write_zeroes",
+        BlockStatus => "block_status",
+        Cache => "cache",
         Other => "other",
     };
     KINDS.iter().zip(&statistics.kinds).map(move |(kind, counts)| (label(*kind), counts))

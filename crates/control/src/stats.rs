@@ -24,7 +24,7 @@ use crate::pool::PoolDirectory;
 const ANSWER_TIME: Duration = Duration::from_secs(10);
 
 /// The kinds of requests, in the order in which they are told.
-pub(crate) const KINDS: [Kind; 6] = Kind::ALL;
+pub(crate) const KINDS: [Kind; 8] = Kind::ALL;
 
 /// One attachment's counters, at one moment. Serialises flat, kinds as prefixes: `ReadOps`, `WriteZeroesErrors`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -56,7 +56,7 @@ pub struct AttachmentStatistics {
     pub cipher_share: f64,
     /// By kind of request.
     #[serde(flatten, with = "by_kind")]
-    pub kinds: [KindStatistics; 6],
+    pub kinds: [KindStatistics; KINDS.len()],
 }
 
 /// The counters of one kind of request.
@@ -209,7 +209,7 @@ mod by_kind {
     use super::{KINDS, KindStatistics};
 
     pub(super) fn serialize<S: Serializer>(
-        kinds: &[KindStatistics; 6],
+        kinds: &[KindStatistics; KINDS.len()],
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
@@ -226,9 +226,9 @@ mod by_kind {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
-    ) -> Result<[KindStatistics; 6], D::Error> {
+    ) -> Result<[KindStatistics; KINDS.len()], D::Error> {
         let all = Map::<String, Value>::deserialize(deserializer)?;
-        let mut kinds = <[KindStatistics; 6]>::default();
+        let mut kinds = <[KindStatistics; KINDS.len()]>::default();
         for (kind, statistics) in KINDS.iter().zip(&mut kinds) {
             let prefix = format!("{kind:?}");
             let of_kind = |(name, value): (&String, &Value)| {

@@ -18,6 +18,7 @@ use crate::lane::Lane;
 use crate::link::Link;
 use crate::negotiation::{self, Negotiation, Outcome, TlsMode};
 use crate::request;
+use crate::session::Session;
 use crate::stats::{Meter, Statistics};
 use crate::stop::StopSignal;
 
@@ -127,8 +128,9 @@ where
         Outcome::Transmission => {
             let lane = device.open_lane(workers).map_err(ConnectionError::Open)?;
             handshake.send(negotiation.replies()).await?;
+            let session = Session { agreement: negotiation.agreement(), export };
             let link = Link::new(handshake.stream, handshake.inbox);
-            Lane::new(lane, export, link, limits, Meter::new(statistics)).run(workers, stop).await
+            Lane::new(lane, session, link, limits, Meter::new(statistics)).run(workers, stop).await
         }
     }
 }

@@ -4,16 +4,21 @@
 //! so that a device that grew shows its new size. [`crate::negotiation`] sends it,
 //! [`crate::request`] checks against it.
 
+use std::sync::Arc;
+
 use sealblk_block::{Geometry, SECTOR_BYTES};
 
+use crate::context::{self, MetaContext, OwnContext};
+use crate::session::Agreement;
 use crate::wire::{MAX_PAYLOAD_BYTES, MAX_STRING_BYTES, transmission_flag};
 
-/// How an export is named. The empty name always means it too.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// How an export is named, and what it knows of itself. The empty name always means it too.
+#[derive(Clone, Debug)]
 pub struct ExportInfo {
     name: String,
     aliases: Vec<String>,
     description: String,
+    contexts: Vec<OwnContext>,
 }
 
 /// A name or description that cannot be sent: over 4096 bytes, or with a NUL inside.
@@ -21,23 +26,55 @@ pub struct ExportInfo {
 #[error("an export's name or description has at most 4096 bytes and no NUL")]
 pub struct UnsendableString;
 
+/// A metadata context that an export cannot have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum UnusableContext {
+    /// A name that is not `x-namespace:leaf`, or cannot be sent.
+    #[error("a metadata context is called x-namespace:leaf, and differently from all others")]
+    Name,
+    /// There are as many as an export can have.
+    #[error("an export has at most {} metadata contexts", context::MAX_CONTEXTS)]
+    TooMany,
+}
+
 impl ExportInfo {
     /// An export with its canonical `name`, further names that clients may use, and a text for people.
     pub fn new(name: &str, aliases: &[&str], description: &str) -> Result<Self, UnsendableString> {
-        let sendable = |text: &str| text.len() <= MAX_STRING_BYTES && !text.contains('\0');
-        if !sendable(name) || !sendable(description) || !aliases.iter().all(|alias| sendable(alias)) {
+        if !is_sendable(name) || !is_sendable(description) || !aliases.iter().all(|alias| is_sendable(alias))
+        {
             return Err(UnsendableString);
         }
         Ok(Self {
             name: name.to_owned(),
             aliases: aliases.iter().map(|&alias| alias.to_owned()).collect(),
             description: description.to_owned(),
+            contexts: Vec::new(),
         })
+    }
+
+    /// The same export with a metadata context of its own beside `base:allocation`.
+    pub fn with_context(mut self, context: Arc<dyn MetaContext>) -> Result<Self, UnusableContext> {
+        let name = context.name();
+        let well_formed = name.starts_with("x-")
+            && name.split_once(':').is_some_and(|(namespace, leaf)| namespace.len() > 2 && !leaf.is_empty())
+            && is_sendable(name);
+        if !well_formed || self.contexts.iter().any(|other| other.0.name() == name) {
+            return Err(UnusableContext::Name);
+        }
+        if self.contexts.len() + 1 >= context::MAX_CONTEXTS {
+            return Err(UnusableContext::TooMany);
+        }
+        self.contexts.push(OwnContext(context));
+        Ok(self)
     }
 }
 
+fn is_sendable(text: &str) -> bool {
+    text.len() <= MAX_STRING_BYTES && !text.contains('\0')
+}
+
 /// An export as one connection sees it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct Export {
     info: ExportInfo,
     size_bytes: u64,
@@ -78,6 +115,16 @@ impl Export {
         &self.info.description
     }
 
+    /// The names of the metadata contexts, in the order of their numbers.
+    pub fn context_names(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(context::ALLOCATION).chain(self.info.contexts.iter().map(|own| own.0.name()))
+    }
+
+    /// The context of that number, if it is one of the export's own.
+    pub(crate) fn own_context(&self, number: usize) -> Option<&dyn MetaContext> {
+        self.info.contexts.get(number.checked_sub(1)?).map(|own| &*own.0)
+    }
+
     /// Size in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
@@ -98,13 +145,17 @@ impl Export {
         self.preferred_bytes
     }
 
-    /// The transmission flags. CAN_MULTI_CONN holds because all lanes of a device see the same sectors
+    /// The transmission flags for a client that has agreed on `agreement`. CAN_MULTI_CONN holds because all lanes of a device see the same sectors
     /// and a flush on one covers writes acknowledged on all ([`sealblk_block::BlockLane`]).
-    pub fn transmission_flags(&self) -> u16 {
+    pub fn transmission_flags(&self, agreement: &Agreement) -> u16 {
         use transmission_flag::*;
         let read_only = if self.read_only { READ_ONLY } else { 0 };
+        let chunks = if agreement.dialect.has_chunks() { SEND_DF } else { 0 };
+        let status = if agreement.has_status_payload() { BLOCK_STATUS_PAYLOAD } else { 0 };
         HAS_FLAGS
             | read_only
+            | chunks
+            | status
             | SEND_FLUSH
             | SEND_FUA
             | SEND_TRIM

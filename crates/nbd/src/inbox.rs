@@ -27,11 +27,13 @@ impl Inbox {
         &self.bytes[self.start..self.end]
     }
 
-    /// The next `N` bytes, once they are all here.
-    pub(crate) fn take_array<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let taken = *self.unread().first_chunk::<N>()?;
-        self.consume(N);
-        Some(taken)
+    /// Fills `target` with the next bytes, once they are all here; says whether they are.
+    pub(crate) fn take_exact(&mut self, target: &mut [u8]) -> bool {
+        let whole = self.unread().len() >= target.len();
+        if whole {
+            self.take_into(target);
+        }
+        whole
     }
 
     /// Moves as much as there is into `target`; says how much.

@@ -24,13 +24,15 @@ use tokio::task::JoinSet;
 use crate::baton::Baton;
 use crate::buffers::Buffers;
 use crate::connection::Limits;
-use crate::export::Export;
 use crate::link::{End, Link};
-use crate::outbox::Outbox;
-use crate::reply::{WireError, simple_reply};
-use crate::request::{Arrival, Request};
+use crate::outbox::{Outbox, Tail};
+use crate::reply::{Head, ReplyTo, WireError};
+use crate::request::{Arrival, MAX_STATUS_PAYLOAD_BYTES, Request};
+use crate::session::{Dialect, Session};
 use crate::stats::{Meter, Timed};
+use crate::status::{Inquiry, StatusDesk};
 use crate::stop::StopSignal;
+use crate::wire::EXTENDED_REQUEST_HEADER_BYTES;
 
 /// A stopping lane serves what arrives within this time, for it was probably under way; later requests
 /// are answered that the server is going away.
@@ -39,17 +41,18 @@ const STOP_GRACE: Duration = Duration::from_secs(1);
 /// One connection's transmission phase.
 pub(crate) struct Lane<S, L> {
     device: ByteLane<L>,
-    export: Export,
+    session: Session,
     link: Baton<Box<Link<S>>>,
     shared: Shared,
+    status: StatusDesk,
     meter: Meter,
 }
 
 /// A request that was received whole: nothing is missing to carry it out.
 struct Received {
-    cookie: u64,
+    to: ReplyTo,
     request: Request,
-    /// A READ's room or a WRITE's payload.
+    /// The room for what is to be sent, or a WRITE's payload.
     buffer: Option<Buffer>,
 }
 
@@ -63,16 +66,17 @@ where
 {
     pub(crate) fn new(
         device: ByteLane<L>,
-        export: Export,
+        session: Session,
         link: Link<S>,
         limits: &Limits,
         meter: Meter,
     ) -> Rc<Self> {
         Rc::new(Self {
             device,
-            export,
+            session,
             link: Baton::new(Box::new(link), limits.workers),
             shared: Shared::new(limits.in_flight_bytes),
+            status: StatusDesk::default(),
             meter,
         })
     }
@@ -109,7 +113,7 @@ where
     async fn serve_requests(self: Rc<Self>) {
         let mut link = self.link.take().await;
         while self.shared.is_open() {
-            let Received { cookie, request, buffer } = match self.receive(&mut link).await {
+            let Received { to, request, buffer } = match self.receive(&mut link).await {
                 Ok(Some(received)) => received,
                 Ok(None) => continue,
                 Err(end) => {
@@ -121,15 +125,15 @@ where
                 }
             };
             let timed = self.meter.begin();
-            let mut work = pin!(self.carry_out(&request, buffer));
+            let mut work = pin!(self.carry_out(to, &request, buffer));
             if let Poll::Ready(done) = poll_once(work.as_mut()).await {
-                self.reply(cookie, &request, done, timed);
+                self.reply(to, &request, done, timed);
                 continue;
             }
             self.shared.in_flight.update(|count| count + 1);
             self.link.pass(link);
             let done = work.await;
-            self.reply(cookie, &request, done, timed);
+            self.reply(to, &request, done, timed);
             self.shared.in_flight.update(|count| count - 1);
             self.shared.nudge();
             link = self.link.take().await;
@@ -139,9 +143,17 @@ where
 
     /// Receives one request whole. One that is refused is answered here: `None`.
     async fn receive(&self, link: &mut Link<S>) -> Result<Option<Received>, End> {
-        let header = link.next_header(&self.shared).await?;
-        let (cookie, payload_bytes, verdict) = match Arrival::check(&header, &self.export) {
-            Ok(Arrival::Request { cookie, payload_bytes, verdict }) => (cookie, payload_bytes, verdict),
+        let mut header = [0; EXTENDED_REQUEST_HEADER_BYTES];
+        let header = &mut header[..self.dialect().request_header_bytes()];
+        link.next_header(&self.shared, header).await?;
+        let (to, payload_bytes, verdict) = match Arrival::check(header, &self.session) {
+            Ok(Arrival::Request { to, payload_bytes, verdict }) => (to, payload_bytes, verdict),
+            Ok(Arrival::SelectiveStatus { to, payload_bytes, status }) => {
+                let mut payload = [0; MAX_STATUS_PAYLOAD_BYTES];
+                let payload = &mut payload[..payload_bytes];
+                link.receive(&self.shared, payload).await?;
+                (to, 0, status.complete(payload, &self.session))
+            }
             Ok(Arrival::Disconnect) => return Err(Ok(crate::Ended::Disconnected)),
             Err(violation) => return Err(Err(violation.into())),
         };
@@ -151,12 +163,17 @@ where
             Err(error) => {
                 link.discard(&self.shared, payload_bytes).await?;
                 self.meter.refuse();
-                self.shared.queue(simple_reply(cookie, Some(error)), None);
+                let (head, text) = self.dialect().error(to, error);
+                self.shared.queue(head, Tail::Text(text));
                 return Ok(None);
             }
         };
         let buffer = match request {
             Request::Read { length, .. } => Some(link.buffer(&self.shared, in_memory(length)).await?),
+            Request::BlockStatus(query) => {
+                let most = self.dialect().status_bytes(query.contexts.len());
+                Some(link.buffer(&self.shared, most).await?)
+            }
             Request::Write { length, .. } => {
                 let mut payload = link.buffer(&self.shared, in_memory(length)).await?;
                 link.receive(&self.shared, &mut payload).await?;
@@ -164,12 +181,12 @@ where
             }
             _ => None,
         };
-        Ok(Some(Received { cookie, request, buffer }))
+        Ok(Some(Received { to, request, buffer }))
     }
 
     /// Does what `request` asks for.
-    async fn carry_out(&self, request: &Request, buffer: Option<Buffer>) -> Done {
-        const BUFFER: &str = "reads and writes were given a buffer";
+    async fn carry_out(&self, to: ReplyTo, request: &Request, buffer: Option<Buffer>) -> Done {
+        const BUFFER: &str = "requests with data were given a buffer";
         match *request {
             Request::Read { offset, .. } => {
                 let (outcome, buffer) = self.device.read(offset, buffer.expect(BUFFER)).await;
@@ -180,28 +197,71 @@ where
                 (outcome, Some(buffer))
             }
             Request::Zero { offset, length, mode, durability } => {
-                (self.device.zero(offset, u64::from(length), mode, durability).await, None)
+                (self.device.zero(offset, length, mode, durability).await, None)
             }
             Request::Discard { offset, length, durability } => {
-                (self.device.discard(offset, u64::from(length), durability).await, None)
+                (self.device.discard(offset, length, durability).await, None)
             }
             Request::Flush => (self.device.flush().await, None),
-            Request::Nothing => (Ok(()), None),
+            Request::BlockStatus(query) => {
+                let inquiry = Inquiry { session: &self.session, to, query };
+                let (outcome, buffer) =
+                    self.status.answer(&self.device, inquiry, buffer.expect(BUFFER)).await;
+                (outcome, Some(buffer))
+            }
+            Request::Cache { .. } | Request::Nothing => (Ok(()), None),
         }
     }
 
-    /// Queues the reply to a request that was carried out. Data goes with a successful READ only: what a
-    /// failed one left in its buffer is nobody's business.
-    fn reply(&self, cookie: u64, request: &Request, (outcome, buffer): Done, timed: Option<Timed>) {
+    /// Queues the reply to a request that was carried out. What a failed one left in its buffer is nobody's
+    /// business, and what a WRITE left is scratch.
+    fn reply(&self, to: ReplyTo, request: &Request, (outcome, buffer): Done, timed: Option<Timed>) {
         self.meter.finish(timed, request, outcome.is_ok());
-        let error = outcome.as_ref().err().map(|error| WireError::of(error, request));
-        let header = simple_reply(cookie, error);
-        if outcome.is_ok() && matches!(request, Request::Read { .. }) {
-            return self.shared.queue(header, buffer);
-        }
-        buffer.into_iter().for_each(|buffer| self.shared.buffers().give_back(buffer));
-        self.shared.queue(header, None);
+        let dialect = self.dialect();
+        let (head, tail) = match (outcome, buffer) {
+            (Err(error), unsent) => {
+                self.give_back(unsent);
+                let (head, text) = dialect.error(to, WireError::of(&error, request));
+                (head, Tail::Text(text))
+            }
+            (Ok(()), Some(data)) => match *request {
+                Request::Read { length, .. } => self.reply_to_read(to, length, data),
+                Request::BlockStatus(_) => (Head::empty(), Tail::Data(data)),
+                _ => {
+                    self.give_back(Some(data));
+                    (dialect.success(to), Tail::Text(""))
+                }
+            },
+            (Ok(()), None) => (dialect.success(to), Tail::Text("")),
+        };
+        self.shared.queue(head, tail);
     }
+
+    /// The reply to a READ: its data, or that it is all zeros where that can be said. Looking costs next to
+    /// nothing, for it ends with the first byte that is not zero; and zeros that are not sent are copied
+    /// neither here nor at the client's.
+    fn reply_to_read(&self, to: ReplyTo, length: u32, data: Buffer) -> (Head, Tail) {
+        if let Some(head) = self.dialect().hole(to, length)
+            && is_zero(&data)
+        {
+            self.give_back(Some(data));
+            return (head, Tail::Text(""));
+        }
+        (self.dialect().data(to, length), Tail::Data(data))
+    }
+
+    fn give_back(&self, buffer: Option<Buffer>) {
+        buffer.into_iter().for_each(|buffer| self.shared.buffers().give_back(buffer));
+    }
+
+    fn dialect(&self) -> Dialect {
+        self.session.agreement.dialect
+    }
+}
+
+/// Whether all bytes are zero. In pieces, each of which the compiler looks at in a few instructions.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(256).all(|piece| piece.iter().fold(0, |any, byte| any | byte) == 0)
 }
 
 /// A length as a size in memory.
@@ -290,8 +350,8 @@ impl Shared {
         }
     }
 
-    fn queue(&self, header: [u8; crate::wire::SIMPLE_REPLY_BYTES], payload: Option<Buffer>) {
-        self.outbox.borrow_mut().push(header, payload, &mut self.buffers.borrow_mut());
+    fn queue(&self, head: Head, tail: Tail) {
+        self.outbox.borrow_mut().push(head, tail, &mut self.buffers.borrow_mut());
     }
 
     fn is_open(&self) -> bool {

@@ -1,7 +1,7 @@
 //! The Network Block Device protocol, server side: a sans-I/O core and the lane that drives it.
 //!
 //! The core turns bytes into checked values and values into bytes: [`negotiation`] until the client has
-//! chosen the export, [`request`] and [`reply`] after. It knows no sockets, clocks or threads, and is what
+//! chosen the export, [`request`] and [`reply`] after, by the terms of a [`session`]. It knows no sockets, clocks or threads, and is what
 //! is fuzzed. [`serve_connection`] runs it over a stream and a [`sealblk_block::ByteDevice`];
 //! [`Server`] does so for every client of its listeners, each on a thread of its own.
 //!
@@ -13,6 +13,8 @@
 mod baton;
 mod buffers;
 mod connection;
+pub mod context;
+mod context_options;
 mod export;
 mod histogram;
 mod inbox;
@@ -25,12 +27,15 @@ mod patience;
 pub mod reply;
 pub mod request;
 mod server;
+pub mod session;
 mod stats;
+mod status;
 mod stop;
 pub mod wire;
 
 pub use connection::{ConnectionError, Ended, Limits, serve_connection};
-pub use export::{Export, ExportInfo, UnsendableString};
+pub use context::{MetaContext, StatusExtent};
+pub use export::{Export, ExportInfo, UnsendableString, UnusableContext};
 pub use histogram::{Bucket, Latencies};
 pub use server::{ConnectionEvent, Events, Listener, Peer, ServeReport, Server};
 pub use stats::{Kind, KindCounts, ServerCounts, Statistics};

@@ -19,7 +19,6 @@ use crate::connection::{ConnectionError, Ended};
 use crate::inbox::Inbox;
 use crate::lane::Shared;
 use crate::patience::Patience;
-use crate::wire::REQUEST_HEADER_BYTES;
 
 /// A stopping lane takes silence of this length to mean that the client is waiting for replies.
 const STOP_QUIET: Duration = Duration::from_millis(50);
@@ -56,14 +55,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         Self { stream, inbox, patience: Patience::new() }
     }
 
-    /// Receives the next request's header.
-    pub(crate) async fn next_header(&mut self, lane: &Shared) -> Result<[u8; REQUEST_HEADER_BYTES], End> {
+    /// Receives the next request's header into all of `header`.
+    pub(crate) async fn next_header(&mut self, lane: &Shared, header: &mut [u8]) -> Result<(), End> {
         if lane.outbox().is_due() {
             self.send_queued(lane).await?;
         }
         loop {
-            if let Some(header) = self.inbox.take_array() {
-                return Ok(header);
+            if self.inbox.take_exact(header) {
+                return Ok(());
             }
             let between_requests = self.inbox.unread().is_empty();
             match self.input(lane, between_requests).await? {
@@ -90,7 +89,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
 
     /// Receives a payload into all of `buffer`: first what is here already, the rest straight from the
     /// stream.
-    pub(crate) async fn receive(&mut self, lane: &Shared, buffer: &mut Buffer) -> Result<(), End> {
+    pub(crate) async fn receive(&mut self, lane: &Shared, buffer: &mut [u8]) -> Result<(), End> {
         let mut filled = self.inbox.take_into(buffer);
         while filled < buffer.len() {
             let count = self

@@ -7,8 +7,11 @@
 //! here; what each option means is in [`crate::options`]. The caller sends, keeps the deadline, and
 //! closes.
 
+use crate::context::ContextSet;
+use crate::context_options;
 use crate::export::Export;
 use crate::options::{self, Verdict};
+use crate::session::{Agreement, Dialect};
 use crate::wire::{self, Fields, client_flag, handshake_flag, option, option_reply};
 
 /// The longest option that is looked into. A legal GO has at most 4 + 4096 + 2 + 2 * 65535 bytes.
@@ -64,6 +67,9 @@ pub enum Violation {
     /// EXPORT_NAME before TLS, which comes first here: no reply for that either.
     #[error("EXPORT_NAME without TLS")]
     TlsRequired,
+    /// EXPORT_NAME after EXTENDED_HEADERS, which rules it out.
+    #[error("EXPORT_NAME after EXTENDED_HEADERS")]
+    ExportNameAfterExtendedHeaders,
     /// Bytes behind STARTTLS, which nobody sends who waits for its answer: somebody wants them to be
     /// taken for the first bytes inside TLS.
     #[error("{0} bytes follow STARTTLS outside TLS")]
@@ -109,6 +115,7 @@ pub struct Negotiation<'e> {
     shutting_down: bool,
     tls: TlsMode,
     inside_tls: bool,
+    agreement: Agreement,
 }
 
 impl<'e> Negotiation<'e> {
@@ -128,6 +135,7 @@ impl<'e> Negotiation<'e> {
             shutting_down: false,
             tls,
             inside_tls: false,
+            agreement: Agreement::default(),
         }
     }
 
@@ -135,8 +143,14 @@ impl<'e> Negotiation<'e> {
     /// inside. Whatever was agreed on outside is forgotten, for anybody could have said it (CVE-2021-3716).
     pub fn tls_established(&mut self) {
         self.inside_tls = true;
+        self.agreement = Agreement::default();
         self.replies.clear();
         self.expect_option();
+    }
+
+    /// What client and server have agreed on so far; with [`Outcome::Transmission`], for good.
+    pub fn agreement(&self) -> Agreement {
+        self.agreement
     }
 
     /// Bytes to send. Taken by the caller, who leaves the vector empty.
@@ -248,14 +262,17 @@ impl<'e> Negotiation<'e> {
         if too_long {
             return Err(Violation::OptionLength { option, length: announced });
         }
-        if option == option::EXPORT_NAME && self.lacks_tls() {
-            return Err(Violation::TlsRequired);
+        if option == option::EXPORT_NAME {
+            self.check_export_name()?;
+        }
+        if option == option::SET_META_CONTEXT {
+            // Whatever becomes of it, it replaces all that was chosen before.
+            self.agreement.contexts = ContextSet::default();
         }
         self.collected.clear();
         let length = usize::try_from(announced).expect("at most a MiB");
         // A stranger before TLS is not given the memory for an option that is refused anyway.
-        let looked_into =
-            matches!(option, option::EXPORT_NAME | option::INFO | option::GO) && !self.lacks_tls();
+        let looked_into = has_content(option) && !self.lacks_tls();
         if looked_into && announced <= MAX_OPTION_BYTES {
             self.expecting = Expecting::OptionData { option, length };
             return if length == 0 { self.option_data(option).map(Some) } else { Ok(None) };
@@ -267,18 +284,47 @@ impl<'e> Negotiation<'e> {
     /// Answers an option whose data is in `collected`.
     fn option_data(&mut self, option: u32) -> Result<Verdict, Violation> {
         let verdict = match option {
-            option::EXPORT_NAME if self.shutting_down => return Err(Violation::ShuttingDown),
-            option::EXPORT_NAME => {
-                options::export_name(self.export, &self.collected, self.no_zeroes, &mut self.replies)
-                    .ok_or(Violation::UnknownExport)?
-            }
+            option::EXPORT_NAME => self.export_name()?,
             _ => match self.refusal(option) {
                 Some(verdict) => verdict,
-                None => options::info_or_go(self.export, option, &self.collected, &mut self.replies),
+                None => self.answer(option),
             },
         };
         self.expect_option();
         Ok(verdict)
+    }
+
+    /// Answers an option whose data is in `collected`, and which is allowed now.
+    fn answer(&mut self, option: u32) -> Verdict {
+        let (export, data, replies) = (self.export, &self.collected, &mut self.replies);
+        match option {
+            option::LIST_META_CONTEXT => context_options::list(export, data, replies),
+            option::SET_META_CONTEXT => context_options::set(export, &mut self.agreement, data, replies),
+            _ => options::info_or_go(export, &self.agreement, option, data, replies),
+        }
+    }
+
+    /// EXPORT_NAME, with its data in `collected`.
+    fn export_name(&mut self) -> Result<Verdict, Violation> {
+        let verdict = options::export_name(self.export, &self.agreement, &self.collected, &mut self.replies)
+            .ok_or(Violation::UnknownExport)?;
+        if !self.no_zeroes {
+            self.replies.extend([0; wire::EXPORT_NAME_PADDING_BYTES]);
+        }
+        Ok(verdict)
+    }
+
+    /// Whether EXPORT_NAME is allowed now.
+    fn check_export_name(&self) -> Result<(), Violation> {
+        if self.lacks_tls() {
+            Err(Violation::TlsRequired)
+        } else if self.shutting_down {
+            Err(Violation::ShuttingDown)
+        } else if self.agreement.dialect == Dialect::Extended {
+            Err(Violation::ExportNameAfterExtendedHeaders)
+        } else {
+            Ok(())
+        }
     }
 
     /// Answers an option whose data was thrown away.
@@ -295,10 +341,12 @@ impl<'e> Negotiation<'e> {
             }
             option::STARTTLS => self.start_tls(announced),
             option::LIST if announced == 0 => options::list(self.export, replies),
+            option::STRUCTURED_REPLY => self.use_dialect(option, Dialect::Structured, announced),
+            option::EXTENDED_HEADERS => self.use_dialect(option, Dialect::Extended, announced),
             option::LIST => {
                 options::error(replies, option, option_reply::ERR_INVALID, "LIST carries no data")
             }
-            option::INFO | option::GO => {
+            _ if has_content(option) => {
                 options::error(replies, option, option_reply::ERR_TOO_BIG, "the option is too long")
             }
             _ => options::error(replies, option, option_reply::ERR_UNSUP, "the option is not known here"),
@@ -317,6 +365,23 @@ impl<'e> Negotiation<'e> {
             }
         };
         options::error(&mut self.replies, option::STARTTLS, kind, text)
+    }
+
+    /// STRUCTURED_REPLY and EXTENDED_HEADERS.
+    fn use_dialect(&mut self, option: u32, dialect: Dialect, announced: u32) -> Verdict {
+        let (kind, text) = match self.agreement.dialect {
+            _ if announced > 0 => (option_reply::ERR_INVALID, "the option carries no data"),
+            known if known == dialect => (option_reply::ERR_INVALID, "that was agreed on already"),
+            Dialect::Extended => {
+                (option_reply::ERR_EXT_HEADER_REQD, "extended headers were agreed on, which say more")
+            }
+            Dialect::Simple | Dialect::Structured => {
+                self.agreement.dialect = dialect;
+                options::reply(&mut self.replies, option, option_reply::ACK, &[]);
+                return Verdict::Continue;
+            }
+        };
+        options::error(&mut self.replies, option, kind, text)
     }
 
     /// Whether the client has to begin TLS before anything else.
@@ -340,4 +405,16 @@ impl<'e> Negotiation<'e> {
         };
         Some(options::error(&mut self.replies, option, kind, text))
     }
+}
+
+/// Whether an option has data that its answer depends on.
+fn has_content(option: u32) -> bool {
+    matches!(
+        option,
+        option::EXPORT_NAME
+            | option::INFO
+            | option::GO
+            | option::LIST_META_CONTEXT
+            | option::SET_META_CONTEXT
+    )
 }

@@ -5,6 +5,7 @@
 
 use crate::export::Export;
 use crate::negotiation::Outcome;
+use crate::session::Agreement;
 use crate::wire::{self, Fields, info, option, option_reply};
 
 /// How much of a name from the client is repeated in an error text. The text as a whole must stay below
@@ -40,8 +41,8 @@ pub(crate) fn error(replies: &mut Vec<u8>, option: u32, kind: u32, text: &str) -
 /// without a byte, for the protocol has no error here.
 pub(crate) fn export_name(
     export: &Export,
+    agreement: &Agreement,
     name: &[u8],
-    no_zeroes: bool,
     replies: &mut Vec<u8>,
 ) -> Option<Verdict> {
     let name = std::str::from_utf8(name).ok()?;
@@ -49,10 +50,7 @@ pub(crate) fn export_name(
         return None;
     }
     replies.extend(export.size_bytes().to_be_bytes());
-    replies.extend(export.transmission_flags().to_be_bytes());
-    if !no_zeroes {
-        replies.extend([0; wire::EXPORT_NAME_PADDING_BYTES]);
-    }
+    replies.extend(export.transmission_flags(agreement).to_be_bytes());
     Some(Verdict::Ended(Outcome::Transmission))
 }
 
@@ -70,14 +68,19 @@ pub(crate) fn list(export: &Export, replies: &mut Vec<u8>) -> Verdict {
 }
 
 /// INFO and GO, which differ only in what follows: one function, so that their answers cannot differ.
-pub(crate) fn info_or_go(export: &Export, option: u32, data: &[u8], replies: &mut Vec<u8>) -> Verdict {
+pub(crate) fn info_or_go(
+    export: &Export,
+    agreement: &Agreement,
+    option: u32,
+    data: &[u8],
+    replies: &mut Vec<u8>,
+) -> Verdict {
     let wanted = match InfoQuery::parse(data) {
         Ok(wanted) => wanted,
         Err(text) => return error(replies, option, option_reply::ERR_INVALID, text),
     };
     if !export.is_called(wanted.name) {
-        let text = format!("no export is called \"{}\"", echo(wanted.name));
-        return error(replies, option, option_reply::ERR_UNKNOWN, &text);
+        return unknown_export(replies, option, wanted.name);
     }
     let mut fact = |kind: u16, value: &[u8]| {
         let mut data = Vec::with_capacity(value.len() + 2);
@@ -87,7 +90,7 @@ pub(crate) fn info_or_go(export: &Export, option: u32, data: &[u8], replies: &mu
     };
     let mut size_and_flags = [0; 10];
     size_and_flags[..8].copy_from_slice(&export.size_bytes().to_be_bytes());
-    size_and_flags[8..].copy_from_slice(&export.transmission_flags().to_be_bytes());
+    size_and_flags[8..].copy_from_slice(&export.transmission_flags(agreement).to_be_bytes());
     fact(info::EXPORT, &size_and_flags);
     let mut sizes = [0; 12];
     sizes[..4].copy_from_slice(&export.minimum_bytes().to_be_bytes());
@@ -104,6 +107,25 @@ pub(crate) fn info_or_go(export: &Export, option: u32, data: &[u8], replies: &mu
     if option == option::GO { Verdict::Ended(Outcome::Transmission) } else { Verdict::Continue }
 }
 
+/// The answer to an option about an export that is not here.
+pub(crate) fn unknown_export(replies: &mut Vec<u8>, option: u32, name: &str) -> Verdict {
+    let text = format!("no export is called \"{}\"", echo(name));
+    error(replies, option, option_reply::ERR_UNKNOWN, &text)
+}
+
+/// Takes a string off `fields`: a 32-bit length, and so many bytes of UTF-8 without a NUL, at most 4096. The error
+/// is the text for the client.
+pub(crate) fn string<'a>(fields: &mut Fields<'a>) -> Result<&'a str, &'static str> {
+    let bytes = fields.counted_bytes().ok_or("a string is longer than the option")?;
+    if bytes.len() > wire::MAX_STRING_BYTES {
+        return Err("a string has more than 4096 bytes");
+    }
+    if bytes.contains(&0) {
+        return Err("a string contains a NUL");
+    }
+    std::str::from_utf8(bytes).map_err(|_| "a string is not UTF-8")
+}
+
 /// The data of INFO and GO, checked.
 struct InfoQuery<'a> {
     name: &'a str,
@@ -115,14 +137,7 @@ impl<'a> InfoQuery<'a> {
     /// A 32-bit length and the name; a 16-bit count and as many 16-bit information types; nothing more.
     fn parse(data: &'a [u8]) -> Result<Self, &'static str> {
         let mut fields = Fields::new(data);
-        let name = fields.counted_bytes().ok_or("the name is longer than the option")?;
-        if name.len() > wire::MAX_STRING_BYTES {
-            return Err("the name has more than 4096 bytes");
-        }
-        if name.contains(&0) {
-            return Err("the name contains a NUL");
-        }
-        let name = std::str::from_utf8(name).map_err(|_| "the name is not UTF-8")?;
+        let name = string(&mut fields)?;
         let count = fields.u16().ok_or("the count of information requests is missing")?;
         let mut query = Self { name, canonical_name: false, description: false };
         for _ in 0..count {

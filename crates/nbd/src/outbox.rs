@@ -9,7 +9,7 @@ use sealblk_block::Buffer;
 use tokio::io::AsyncWrite;
 
 use crate::buffers::Buffers;
-use crate::wire::SIMPLE_REPLY_BYTES;
+use crate::reply::Head;
 
 /// Pieces in one vectored write: the replies to 64 reads. The kernel would take 1024; more than this
 /// saves nothing, for the calls are already few, and the array is set up anew for each.
@@ -33,13 +33,36 @@ pub(crate) struct Outbox {
 }
 
 struct Reply {
-    header: [u8; SIMPLE_REPLY_BYTES],
-    payload: Option<Buffer>,
+    head: Head,
+    tail: Tail,
+}
+
+/// What follows a reply's head.
+pub(crate) enum Tail {
+    /// Data; the buffer goes back to the pool once it is sent.
+    Data(Buffer),
+    /// An error's text, or nothing.
+    Text(&'static str),
+}
+
+impl Tail {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Data(buffer) => buffer,
+            Self::Text(text) => text.as_bytes(),
+        }
+    }
+
+    fn give_back(self, buffers: &mut Buffers) {
+        if let Self::Data(buffer) = self {
+            buffers.give_back(buffer);
+        }
+    }
 }
 
 impl Reply {
     fn len(&self) -> usize {
-        self.header.len() + self.payload.as_deref().map_or(0, <[u8]>::len)
+        self.head.len() + self.tail.bytes().len()
     }
 }
 
@@ -49,17 +72,11 @@ impl Outbox {
     }
 
     /// Queues a reply. Its buffer goes back to `buffers` once it is sent.
-    pub(crate) fn push(
-        &mut self,
-        header: [u8; SIMPLE_REPLY_BYTES],
-        payload: Option<Buffer>,
-        buffers: &mut Buffers,
-    ) {
+    pub(crate) fn push(&mut self, head: Head, tail: Tail, buffers: &mut Buffers) {
         if self.closed {
-            payload.into_iter().for_each(|buffer| buffers.give_back(buffer));
-            return;
+            return tail.give_back(buffers);
         }
-        let reply = Reply { header, payload };
+        let reply = Reply { head, tail };
         self.unsent_bytes += reply.len();
         self.replies.push_back(reply);
     }
@@ -84,7 +101,7 @@ impl Outbox {
         self.unsent_bytes = 0;
         self.sent_bytes = 0;
         for reply in self.replies.drain(..) {
-            reply.payload.into_iter().for_each(|buffer| buffers.give_back(buffer));
+            reply.tail.give_back(buffers);
         }
     }
 
@@ -110,13 +127,10 @@ impl Outbox {
     /// Points `pieces` at unsent bytes, in order; says how many are used.
     fn fill_pieces<'a>(&'a self, pieces: &mut [IoSlice<'a>]) -> usize {
         let mut skip = self.sent_bytes;
-        let mut parts = self
-            .replies
-            .iter()
-            .flat_map(|reply| [reply.header.as_slice(), reply.payload.as_deref().unwrap_or_default()]);
+        let mut parts = self.replies.iter().flat_map(|reply| [&*reply.head, reply.tail.bytes()]);
         let mut count = 0;
         for piece in pieces {
-            // Only parts of the first reply can be sent already; replies without data have an empty part.
+            // Only parts of the first reply can be sent already; replies without data have an empty part, and block status has no head.
             let Some(part) = parts.find_map(|part| {
                 let skipped = skip.min(part.len());
                 skip -= skipped;
@@ -140,8 +154,9 @@ impl Outbox {
                 break;
             }
             self.sent_bytes -= len;
-            let sent = self.replies.pop_front().and_then(|reply| reply.payload);
-            sent.into_iter().for_each(|buffer| buffers.give_back(buffer));
+            if let Some(sent) = self.replies.pop_front() {
+                sent.tail.give_back(buffers);
+            }
         }
     }
 }

@@ -17,13 +17,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::histogram::{Histogram, Latencies};
-use crate::request::Request;
+use crate::request::{Request, StatusQuery};
 
 /// A lane whose requests are closer together than this is busy.
 const BUSY_GAP: Duration = Duration::from_micros(10);
 /// Of so many requests a busy lane has one timed.
 const BUSY_INTERVAL: u32 = 8;
-const KINDS: usize = 6;
+const KINDS: usize = 8;
 
 /// A number that one thread writes and any thread reads.
 pub(crate) struct Count(AtomicU64);
@@ -63,14 +63,26 @@ pub enum Kind {
     Trim,
     /// WRITE_ZEROES.
     WriteZeroes,
-    /// Any other command, and any on zero bytes.
+    /// BLOCK_STATUS.
+    BlockStatus,
+    /// CACHE.
+    Cache,
+    /// Any command on zero bytes.
     Other,
 }
 
 impl Kind {
     /// Every kind, in the order of [`ServerCounts::kinds`].
-    pub const ALL: [Self; KINDS] =
-        [Self::Read, Self::Write, Self::Flush, Self::Trim, Self::WriteZeroes, Self::Other];
+    pub const ALL: [Self; KINDS] = [
+        Self::Read,
+        Self::Write,
+        Self::Flush,
+        Self::Trim,
+        Self::WriteZeroes,
+        Self::BlockStatus,
+        Self::Cache,
+        Self::Other,
+    ];
 
     /// A request's kind, and how many bytes it is about.
     fn of(request: &Request) -> (Self, u64) {
@@ -78,8 +90,10 @@ impl Kind {
             Request::Read { length, .. } => (Self::Read, length.into()),
             Request::Write { length, .. } => (Self::Write, length.into()),
             Request::Flush => (Self::Flush, 0),
-            Request::Discard { length, .. } => (Self::Trim, length.into()),
-            Request::Zero { length, .. } => (Self::WriteZeroes, length.into()),
+            Request::Discard { length, .. } => (Self::Trim, length),
+            Request::Zero { length, .. } => (Self::WriteZeroes, length),
+            Request::BlockStatus(StatusQuery { length, .. }) => (Self::BlockStatus, length),
+            Request::Cache { length } => (Self::Cache, length),
             Request::Nothing => (Self::Other, 0),
         }
     }

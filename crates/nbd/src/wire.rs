@@ -12,15 +12,27 @@ pub const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 /// Start of every request with a compact header.
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
+/// Start of every request with an extended header.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
 /// Start of every simple reply.
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
+/// Start of every chunk of a structured reply.
+pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+/// Start of every chunk of a reply with extended headers.
+pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 /// Bytes in an option's header: magic, option, length.
 pub const OPTION_HEADER_BYTES: usize = 16;
 /// Bytes in a request's header: magic, flags, type, cookie, offset, length.
 pub const REQUEST_HEADER_BYTES: usize = 28;
+/// Bytes in a request's extended header: the same with a 64-bit length.
+pub const EXTENDED_REQUEST_HEADER_BYTES: usize = 32;
 /// Bytes in a simple reply's header: magic, error, cookie.
 pub const SIMPLE_REPLY_BYTES: usize = 16;
+/// Bytes in a structured chunk's header: magic, flags, type, cookie, length.
+pub const STRUCTURED_REPLY_BYTES: usize = 20;
+/// Bytes in an extended chunk's header: magic, flags, type, cookie, offset, 64-bit length.
+pub const EXTENDED_REPLY_BYTES: usize = 32;
 /// The zeros after the answer to `OPT_EXPORT_NAME`, unless both sides agreed to leave them out.
 pub const EXPORT_NAME_PADDING_BYTES: usize = 124;
 
@@ -123,12 +135,16 @@ pub mod transmission_flag {
     pub const SEND_TRIM: u16 = 1 << 5;
     /// WRITE_ZEROES and NO_HOLE are understood.
     pub const SEND_WRITE_ZEROES: u16 = 1 << 6;
+    /// DF is understood; only with chunks.
+    pub const SEND_DF: u16 = 1 << 7;
     /// Several connections see one device, and a flush on one covers them all.
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
     /// CACHE is understood.
     pub const SEND_CACHE: u16 = 1 << 10;
     /// FAST_ZERO is understood.
     pub const SEND_FAST_ZERO: u16 = 1 << 11;
+    /// BLOCK_STATUS may name its contexts in a payload; only with extended headers.
+    pub const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 }
 
 /// Commands of the transmission phase.
@@ -147,6 +163,8 @@ pub mod command {
     pub const CACHE: u16 = 5;
     /// Make a range read as zeros.
     pub const WRITE_ZEROES: u16 = 6;
+    /// Tell what is known of a range, in the contexts that were chosen.
+    pub const BLOCK_STATUS: u16 = 7;
 }
 
 /// Flags of a request.
@@ -155,8 +173,40 @@ pub mod command_flag {
     pub const FUA: u16 = 1 << 0;
     /// WRITE_ZEROES keeps the space allocated.
     pub const NO_HOLE: u16 = 1 << 1;
+    /// READ is answered with one chunk of content.
+    pub const DF: u16 = 1 << 2;
+    /// BLOCK_STATUS is answered with one extent.
+    pub const REQ_ONE: u16 = 1 << 3;
     /// WRITE_ZEROES fails rather than being as slow as a write.
     pub const FAST_ZERO: u16 = 1 << 4;
+    /// The header's length is that of a payload which follows; only in extended headers.
+    pub const PAYLOAD_LEN: u16 = 1 << 5;
+}
+
+/// Flags and types of the chunks of a reply.
+pub mod chunk {
+    /// Flag: no further chunk of this reply follows.
+    pub const DONE: u16 = 1 << 0;
+    /// No content.
+    pub const NONE: u16 = 0;
+    /// Content: an offset and the bytes there.
+    pub const OFFSET_DATA: u16 = 1;
+    /// Content: an offset and how many zeros are there.
+    pub const OFFSET_HOLE: u16 = 2;
+    /// Extents of a context, with 32-bit lengths.
+    pub const BLOCK_STATUS: u16 = 5;
+    /// Extents of a context, with 64-bit lengths; only in extended headers.
+    pub const BLOCK_STATUS_EXT: u16 = 6;
+    /// An error and a text. Bit 15 marks an error.
+    pub const ERROR: u16 = (1 << 15) | 1;
+}
+
+/// What the context `base:allocation` says of an extent.
+pub mod allocation {
+    /// There is no space for it in the store.
+    pub const HOLE: u32 = 1 << 0;
+    /// It reads as zeros.
+    pub const ZERO: u32 = 1 << 1;
 }
 
 /// Takes big-endian fields off the front of a byte string. Each method answers `None` when fewer bytes

@@ -129,7 +129,7 @@ fn nbd_a08_replies_carry_magic_option_type_and_length() {
 #[test]
 fn nbd_a09_unknown_option_keeps_sync() {
     let (mut client, _session) = greeted();
-    for option in [0, 4, 8, 9, 10, 11, 12, 0xffff_ffff] {
+    for option in [0, 4, 12, 0xffff_ffff] {
         for length in [0, 1, 100_000] {
             assert_error(&mut client, option, &vec![0x49; length], ERR_UNSUP);
         }
