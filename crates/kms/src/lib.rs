@@ -12,6 +12,7 @@ mod error;
 pub mod helper;
 mod key_uri;
 pub mod local;
+mod passphrase;
 pub mod pkcs11;
 mod providers;
 mod routed;
@@ -20,6 +21,7 @@ mod service;
 pub use context::EncryptionContext;
 pub use error::{KmsError, KmsErrorKind};
 pub use key_uri::{AwsKeyUri, ExecUri, KeyUri, KeyUriError, TransitUri};
+pub use passphrase::{PASSPHRASE_BYTES_MAX, Passphrase, PassphraseError, PassphraseSource, Unlock};
 pub use providers::{
     AppRole, AwsSettings, ExecSettings, Patience, Pkcs11Settings, Providers, TransitLogin, TransitSettings,
 };

@@ -15,6 +15,7 @@ use crate::context::EncryptionContext;
 use crate::error::{KmsError, KmsErrorKind};
 use crate::helper::{HelperKms, HelperProgram, ProviderConfig};
 use crate::key_uri::{AwsKeyUri, KeyUri};
+use crate::passphrase::Unlock;
 use crate::providers::{Patience, Providers};
 use crate::service::{
     DecryptRequest, Grant, GrantId, GrantRequest, KeyMetadata, Kms, ReEncryptRequest, WrappedKey,
@@ -42,6 +43,7 @@ pub struct RoutedKms {
     local: ProviderConfig,
     providers: RecordFile<Providers>,
     helpers: Helpers,
+    unlock: Unlock,
 }
 
 /// A key found its provider: how to call it, and what it calls the key.
@@ -54,7 +56,12 @@ struct Route {
 impl RoutedKms {
     /// `local` is what bare names mean; `providers` is the pool's `kms.json`, which need not exist.
     pub fn new(local: ProviderConfig, providers: &Path, helpers: Helpers) -> Self {
-        Self { local, providers: RecordFile::new(providers), helpers }
+        Self { local, providers: RecordFile::new(providers), helpers, unlock: Unlock::default() }
+    }
+
+    /// The same, with what opens the embedded store's root key where that is not simply in a file.
+    pub fn unlocked_by(self, unlock: Unlock) -> Self {
+        Self { unlock, ..self }
     }
 
     fn settings(&self, operation: &'static str, key: &str) -> Result<Providers, KmsError> {
@@ -85,11 +92,14 @@ impl RoutedKms {
     fn helper(&self, route: &Route, destination: Option<&Route>, timeout: Duration) -> HelperKms {
         let aws = |route: &Route| matches!(route.provider, ProviderConfig::AwsKms { .. });
         let needs_aws = aws(route) || destination.is_some_and(aws);
+        let local = |route: &Route| matches!(route.provider, ProviderConfig::Local { .. });
+        let needs_unlock = local(route) || destination.is_some_and(local);
         let destination = destination.map(|route| route.provider.clone());
         HelperKms {
             program: if needs_aws { self.helpers.aws.clone() } else { self.helpers.own.clone() },
             provider: route.provider.clone(),
             destination: destination.filter(|destination| *destination != route.provider),
+            unlock: if needs_unlock { self.unlock.clone() } else { Unlock::default() },
             timeout,
         }
     }

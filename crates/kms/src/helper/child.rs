@@ -2,12 +2,14 @@
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use sealblk_keymem::DataKey;
 
 use super::ProviderConfig;
 use super::wire::{self, Answer, Call, Failure, Reply, Request};
 use crate::error::KmsError;
+use crate::passphrase::{Passphrase, PassphraseError, PassphraseSource, Unlock};
 use crate::service::{DecryptRequest, Kms, ReEncryptRequest};
 
 /// Why the helper could not do its work at all. A call that the provider refuses is not among these: that is a reply.
@@ -16,6 +18,9 @@ pub enum HelperError {
     /// The request did not come whole, or is not one.
     #[error("the request cannot be read")]
     Request(#[source] io::Error),
+    /// A passphrase was announced and did not come.
+    #[error("the passphrase cannot be taken")]
+    Passphrase(#[source] PassphraseError),
     /// Nobody takes the reply.
     #[error("the reply cannot be written")]
     Reply(#[source] io::Error),
@@ -27,14 +32,16 @@ pub enum HelperError {
 ///
 /// The caller has hardened the process (`keymem::harden_process`) and exits when this returns. A data key goes from
 /// locked memory straight into the descriptor, which is why `stdout` is a descriptor and not a `Write`: the standard
-/// library's would buffer it.
+/// library's would buffer it. A passphrase comes the other way, for which `stdin` should not buffer either.
 pub fn serve_helper(
     mut stdin: impl Read,
     stdout: impl AsFd,
-    open: impl Fn(&ProviderConfig) -> Result<Box<dyn Kms>, KmsError>,
+    open: impl Fn(&ProviderConfig, &Unlock) -> Result<Box<dyn Kms>, KmsError>,
 ) -> Result<(), HelperError> {
-    let Request { provider, destination, call, .. } = wire::read(&mut stdin).map_err(HelperError::Request)?;
-    let outcome = open(&provider).and_then(|kms| match (destination, call) {
+    let request: Request = wire::read(&mut stdin).map_err(HelperError::Request)?;
+    let unlock = take_unlock(&request, stdin).map_err(HelperError::Passphrase)?;
+    let Request { provider, destination, call, .. } = request;
+    let outcome = open(&provider, &unlock).and_then(|kms| match (destination, call) {
         (Some(destination), Call::ReEncrypt { wrapped, from_key, from_context, to_key, to_context }) => {
             let request = ReEncryptRequest {
                 wrapped: &wrapped,
@@ -43,7 +50,7 @@ pub fn serve_helper(
                 to_key: &to_key,
                 to_context: &to_context,
             };
-            re_encrypt_across(&*kms, &*open(&destination)?, &request)
+            re_encrypt_across(&*kms, &*open(&destination, &unlock)?, &request)
         }
         (_, call) => perform(&*kms, call),
     });
@@ -54,6 +61,16 @@ pub fn serve_helper(
     let document = wire::encode(&reply).map_err(HelperError::Reply)?;
     write_all(&stdout, &document).map_err(HelperError::Reply)?;
     data_key.map_or(Ok(()), |key| key.expose(|bytes| write_all(&stdout, bytes))).map_err(HelperError::Reply)
+}
+
+/// What the parent gave to open a root key with.
+fn take_unlock(request: &Request, mut stdin: impl Read) -> Result<Unlock, PassphraseError> {
+    let mut unlock = Unlock { passphrase: None, credentials: request.credentials.clone() };
+    if request.passphrase_follows {
+        let passphrase = Passphrase::from_slot(|slot| stdin.read_exact(slot))?;
+        unlock.passphrase = Some(Arc::new(PassphraseSource::holding(passphrase)));
+    }
+    Ok(unlock)
 }
 
 fn perform(kms: &dyn Kms, call: Call) -> Result<(Answer, Option<DataKey>), KmsError> {

@@ -86,6 +86,8 @@ pub(crate) struct Exchange<'r> {
     timeout: Duration,
     deadline: Instant,
     reaped: bool,
+    /// `send_with` is writing: nobody else does.
+    sending: bool,
 }
 
 impl<'r> Exchange<'r> {
@@ -109,14 +111,33 @@ impl<'r> Exchange<'r> {
             }
         };
         let said = Vec::new();
+        let (reaped, sending) = (false, false);
         let exchange =
-            Self { child, ended, stdin, request, stdout, stderr, said, timeout, deadline, reaped: false };
+            Self { child, ended, stdin, request, stdout, stderr, said, timeout, deadline, reaped, sending };
         for pipe in
             [exchange.stdin.as_ref().map(AsFd::as_fd), Some(exchange.stdout.as_fd()), exchange.stderr_fd()]
         {
             pipe.map_or(Ok(()), unblock)?;
         }
         Ok(exchange)
+    }
+
+    /// Writes the request and `secret` behind it, the latter straight from where it is. A helper that does not take them
+    /// is judged by its reply.
+    pub(super) fn send_with(&mut self, secret: &[u8]) -> Result<(), Fault> {
+        self.sending = true;
+        for mut part in [std::mem::take(&mut self.request), secret] {
+            while let Some(pipe) = self.stdin.as_ref().filter(|_| !part.is_empty()) {
+                match rustix::io::write(pipe, part) {
+                    Ok(written) => part = part.get(written..).unwrap_or_default(),
+                    Err(Errno::AGAIN) => self.wait(Awaited::Room)?,
+                    Err(Errno::INTR) => {}
+                    Err(_) => self.stdin = None,
+                }
+            }
+        }
+        self.stdin = None;
+        Ok(())
     }
 
     /// Reads until `buffer` is full or the helper has closed its output; the number of bytes read.
@@ -170,15 +191,19 @@ impl<'r> Exchange<'r> {
     /// Waits for one of two things; meanwhile writes the request and takes in standard error.
     fn wait(&mut self, awaited: Awaited) -> Result<(), Fault> {
         loop {
-            self.write_request();
+            if !self.sending {
+                self.write_request();
+            }
             self.drain_stderr();
             let left = self.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(Fault::TimedOut(self.timeout));
             }
-            let first = match awaited {
-                Awaited::Output => PollFd::new(&self.stdout, PollFlags::IN),
-                Awaited::End => PollFd::new(&self.ended, PollFlags::IN),
+            let first = match (awaited, &self.stdin) {
+                (Awaited::Output, _) => PollFd::new(&self.stdout, PollFlags::IN),
+                (Awaited::Room, Some(pipe)) => PollFd::new(pipe, PollFlags::OUT),
+                (Awaited::Room, None) => return Ok(()),
+                (Awaited::End, _) => PollFd::new(&self.ended, PollFlags::IN),
             };
             let mut fds = vec![first];
             fds.extend(self.stdin.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::OUT)));
@@ -243,6 +268,8 @@ impl Drop for Exchange<'_> {
 #[derive(Clone, Copy)]
 enum Awaited {
     Output,
+    /// Room for more of what is sent, or nobody to take it.
+    Room,
     End,
 }
 

@@ -22,6 +22,7 @@ pub use self::provider::ProviderConfig;
 use self::wire::{Answer, Call, LENGTH_BYTES, Reply, Request};
 use crate::context::EncryptionContext;
 use crate::error::{KmsError, KmsErrorKind};
+use crate::passphrase::{Passphrase, PassphraseError, Unlock};
 use crate::service::{
     DecryptRequest, Grant, GrantId, GrantRequest, KeyMetadata, Kms, ReEncryptRequest, WrappedKey,
 };
@@ -51,6 +52,9 @@ pub struct HelperKms {
     /// What `re_encrypt` wraps for, if that is another provider: both are opened in one helper, so that the data key
     /// is nowhere else in between. `None`: `provider` itself.
     pub destination: Option<ProviderConfig>,
+    /// What opens the embedded store's root key. A passphrase is asked for before a helper starts, for calls that may
+    /// need it, and goes to the helper through its standard input, from locked memory to locked memory.
+    pub unlock: Unlock,
     /// How long one call may take, from the start of the process to its end.
     pub timeout: Duration,
 }
@@ -135,7 +139,12 @@ impl HelperKms {
     ) -> Result<T, KmsError> {
         let (operation, key) = call.subject();
         let key = key.to_owned();
-        let outcome = self.try_converse(call, take);
+        let passphrase = match &self.unlock.passphrase {
+            Some(source) if call.may_need_the_root_key() => source.get(),
+            _ => Ok(None),
+        };
+        let passphrase = passphrase.map_err(|error| no_passphrase(operation, key.clone(), &error))?;
+        let outcome = self.try_converse(call, passphrase.as_deref(), take);
         outcome.unwrap_or_else(|fault| Err(self.describe(operation, key, &fault)))
     }
 
@@ -143,9 +152,12 @@ impl HelperKms {
     fn try_converse<T>(
         &self,
         call: Call,
+        passphrase: Option<&Passphrase>,
         take: impl FnOnce(&mut Exchange<'_>, Answer) -> Result<T, Fault>,
     ) -> Result<Result<T, KmsError>, Fault> {
-        let request = Request::new(self.provider.clone(), self.destination.clone(), call);
+        let mut request = Request::new(self.provider.clone(), self.destination.clone(), call);
+        request.credentials.clone_from(&self.unlock.credentials);
+        request.passphrase_follows = passphrase.is_some();
         let document = wire::encode(&request)?;
         let mut exchange = Exchange::start(&Start {
             program: &self.program.path,
@@ -154,6 +166,9 @@ impl HelperKms {
             request: &document,
             timeout: self.timeout,
         })?;
+        if let Some(passphrase) = passphrase {
+            passphrase.expose_slot(|slot| exchange.send_with(slot))?;
+        }
         match read_reply(&mut exchange)? {
             Reply::Ok(answer) => {
                 let value = take(&mut exchange, answer)?;
@@ -183,6 +198,17 @@ impl HelperKms {
             request_id: "none".to_owned(),
             source: std::error::Error::source(fault).map(|cause| std::io::Error::other(cause.to_string())),
         }
+    }
+}
+
+fn no_passphrase(operation: &'static str, key: String, error: &PassphraseError) -> KmsError {
+    KmsError {
+        kind: KmsErrorKind::Denied,
+        operation,
+        key,
+        message: error.to_string(),
+        request_id: "none".to_owned(),
+        source: std::error::Error::source(error).map(|cause| std::io::Error::other(cause.to_string())),
     }
 }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{KmsError, KmsErrorKind};
 use crate::local::{LocalKms, Scope};
+use crate::passphrase::Unlock;
 use crate::service::{Kms, Principal};
 
 /// Which provider the helper opens, and how.
@@ -38,11 +39,13 @@ pub enum ProviderConfig {
 }
 
 impl ProviderConfig {
-    /// Opens a provider that this crate has, in this process: the helper's. AWS KMS is not among them.
-    pub fn open(&self) -> Result<Box<dyn Kms>, KmsError> {
+    /// Opens a provider that this crate has, in this process: the helper's. AWS KMS is not among them. `unlock` opens
+    /// the embedded store's root key.
+    pub fn open(&self, unlock: &Unlock) -> Result<Box<dyn Kms>, KmsError> {
         match self {
             Self::Local { dir, scope, caller } => {
-                Ok(Box::new(LocalKms::open(dir, scope.clone(), caller.clone())?))
+                let kms = LocalKms::open(dir, scope.clone(), caller.clone())?;
+                Ok(Box::new(kms.unlocked_by(unlock.clone())))
             }
             Self::AwsKms { .. } => Err(KmsError {
                 kind: KmsErrorKind::Misconfigured,

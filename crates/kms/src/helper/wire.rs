@@ -6,6 +6,7 @@
 //! |---|---|
 //! | 4 | length of the document, little-endian, at most 1 MiB |
 //! | n | JSON: `{"Version":1,"Provider":{…},"Call":{…}}`, with `"Destination":{…}` to re-wrap for another provider |
+//! | 1026 | a passphrase, only after `"PassphraseFollows":true`: 2 bytes of length, little-endian, and 1024 for the text |
 //!
 //! Reply, on its standard output, then end of file:
 //!
@@ -15,10 +16,12 @@
 //! | n  | JSON: `{"Ok":…}` or `{"Error":{"Kind":…,"Operation":…,"Key":…,"Message":…,"RequestId":…}}` |
 //! | 64 | the data key, only after `{"Ok":"DataKey"}` |
 //!
-//! The data key is never part of a document: its 64 bytes go from locked memory to locked memory through the pipe.
+//! The data key and the passphrase are never part of a document: they go from locked memory to locked memory through
+//! the pipe.
 //! Both ends come from one build, so there is one version and no negotiation.
 
 use std::io::{self, Read};
+use std::path::PathBuf;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -59,12 +62,19 @@ pub(super) struct Request {
     /// Only with `ReEncrypt`: who wraps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) destination: Option<ProviderConfig>,
+    /// Where the service manager's credentials are; the helper has no environment to find them in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) credentials: Option<PathBuf>,
+    /// Whether a passphrase follows the document.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) passphrase_follows: bool,
     pub(super) call: Call,
 }
 
 impl Request {
     pub(super) fn new(provider: ProviderConfig, destination: Option<ProviderConfig>, call: Call) -> Self {
-        Self { version: VERSION, provider, destination, call }
+        let (credentials, passphrase_follows) = (None, false);
+        Self { version: VERSION, provider, destination, credentials, passphrase_follows, call }
     }
 }
 
@@ -102,6 +112,12 @@ pub(super) enum Call {
 }
 
 impl Call {
+    /// Whether the embedded store may have to open its root key for it. Describing the default key may make it;
+    /// grants are made and retired without any key.
+    pub(super) fn may_need_the_root_key(&self) -> bool {
+        !matches!(self, Self::CreateGrant(_) | Self::RetireGrant { .. })
+    }
+
     /// The operation's name and the key it is about, for errors that the helper cannot tell of itself.
     pub(super) fn subject(&self) -> (&'static str, &str) {
         match self {

@@ -34,11 +34,11 @@ impl Call {
         }
     }
 
-    /// The store does not work: not the caller's doing.
+    /// The store does not work, which is not the caller's doing; or its root key stays locked, which is.
     pub(super) fn broken(&self, error: impl Into<StoreError>) -> KmsError {
         let error = error.into();
         let source = std::error::Error::source(&error).map(|cause| std::io::Error::other(cause.to_string()));
-        KmsError { source, ..self.fail(KmsErrorKind::Misconfigured, error.to_string()) }
+        KmsError { source, ..self.fail(error.kind(), error.to_string()) }
     }
 
     /// The usual words of KMS for a missing permission.

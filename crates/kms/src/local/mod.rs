@@ -1,7 +1,7 @@
 //! The embedded key store: a KMS in a directory, for a host that has no other.
 //!
 //! It keeps keys as KMS does (states, aliases, the managed default key, grants, encryption contexts, an audit log),
-//! each backing key wrapped under one root key file. It is not a server: whoever may read the directory has the keys,
+//! each backing key wrapped under one root key. It is not a server: whoever may read the directory has the keys,
 //! so the directory belongs to one user, the owner. The owner, and root, may do everything; any other principal acts
 //! only under a grant. Called by `helper` in its short-lived child, and by the command line for the administrative
 //! verbs below, which are not part of the trait.
@@ -14,6 +14,7 @@ mod call;
 mod grants;
 mod hex;
 mod material;
+mod protection;
 mod reference;
 mod root_key;
 mod store;
@@ -30,8 +31,10 @@ pub use self::grants::{GrantConstraints, GrantEntry};
 use self::material::Material;
 pub use self::reference::Scope;
 use self::reference::{KeyReference, ReferenceError};
+pub use self::root_key::{ArgonParameters, NewProtection, RootKeyProtection};
 use self::store::{KeyManager, KeyRecord, Store, StoreError};
 use crate::error::{KmsError, KmsErrorKind};
+use crate::passphrase::Unlock;
 use crate::service::{KeyMetadata, KeyState, Principal};
 
 /// The managed default key's alias.
@@ -42,8 +45,9 @@ const DESCRIPTION_BYTES_MAX: usize = 8192;
 
 /// A key store in a directory, used by one principal.
 ///
-/// Holds no key between calls: each reads what it needs into locked memory and wipes it when it returns. Any number
-/// of processes may have the same directory open.
+/// Holds no key between calls: each reads what it needs into locked memory and wipes it when it returns. Only a root
+/// key under a passphrase, once opened, stays in locked memory as long as the value. Any number of processes may have
+/// the same directory open.
 #[derive(Debug)]
 pub struct LocalKms {
     store: Store,
@@ -69,16 +73,15 @@ impl LocalKms {
     pub fn open(dir: &Path, scope: Scope, caller: Principal) -> Result<Self, KmsError> {
         match Store::open(dir) {
             Ok(store) => Ok(Self { store, scope, caller }),
-            Err(error) => Err(KmsError {
-                kind: KmsErrorKind::Misconfigured,
-                operation: "OpenKeyStore",
-                key: dir.display().to_string(),
-                message: error.to_string(),
-                request_id: "none".to_owned(),
-                source: std::error::Error::source(&error)
-                    .map(|cause| std::io::Error::other(cause.to_string())),
-            }),
+            Err(error) => Err(store_failure("OpenKeyStore", &dir.display().to_string(), &error)),
         }
+    }
+
+    /// The same store, with what opens its root key where that is not simply in a file. Nothing is asked for before a
+    /// call needs the root key.
+    pub fn unlocked_by(mut self, unlock: Unlock) -> Self {
+        self.store.unlock_with(unlock);
+        self
     }
 
     /// A new customer key, enabled. The description is free text of up to 8192 bytes.
@@ -273,6 +276,18 @@ impl LocalKms {
 
     fn pending_deletion(&self, call: &Call) -> KmsError {
         call.fail(KmsErrorKind::PendingDeletion, format!("{} is pending deletion.", call.key))
+    }
+}
+
+/// A failure of the store outside any call.
+fn store_failure(operation: &'static str, key: &str, error: &StoreError) -> KmsError {
+    KmsError {
+        kind: error.kind(),
+        operation,
+        key: key.to_owned(),
+        message: error.to_string(),
+        request_id: "none".to_owned(),
+        source: std::error::Error::source(error).map(|cause| std::io::Error::other(cause.to_string())),
     }
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! DIR/                 0700
 //!   lock               held exclusively by whoever changes a record
-//!   root.key           0600, 32 bytes: wraps every backing key
+//!   root.key           0600, wraps every backing key: 32 bytes, or a record with those wrapped themselves
 //!   keys/UUID.json     one key: its metadata and its wrapped backing keys
 //!   aliases.json       alias name to key id
 //!   grants/UUID.json   the grants of one key
@@ -19,6 +19,7 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use sealblk_record::{Document, LockFile, RecordError, RecordFile};
 use serde::{Deserialize, Serialize};
@@ -26,7 +27,9 @@ use uuid::Uuid;
 
 use super::grants::GrantList;
 use super::material::{Material, MaterialError};
-use super::root_key::{self, RootKey, RootKeyError};
+use super::root_key::{NewProtection, RootKey, RootKeyError, RootKeyFile, RootKeyProtection};
+use crate::error::KmsErrorKind;
+use crate::passphrase::Unlock;
 use crate::service::KeyState;
 
 const GROUP_AND_WORLD_WRITE: u32 = 0o022;
@@ -48,6 +51,17 @@ pub(super) enum StoreError {
     RootKey(#[from] RootKeyError),
     #[error(transparent)]
     Material(#[from] MaterialError),
+}
+
+impl StoreError {
+    /// What the caller can do about it.
+    pub(super) fn kind(&self) -> KmsErrorKind {
+        match self {
+            Self::RootKey(error) if error.is_refusal() => KmsErrorKind::Denied,
+            Self::RootKey(RootKeyError::CredentialName { .. }) => KmsErrorKind::InvalidRequest,
+            _ => KmsErrorKind::Misconfigured,
+        }
+    }
 }
 
 /// The record `keys/UUID.json`.
@@ -100,6 +114,9 @@ impl Document for Aliases {
 pub(super) struct Store {
     dir: PathBuf,
     owner_uid: u32,
+    unlock: Unlock,
+    /// A root key under a passphrase, once it is open: Argon2id is not done for each backing key.
+    opened: OnceLock<Arc<RootKey>>,
 }
 
 impl Store {
@@ -113,9 +130,19 @@ impl Store {
         if mode & GROUP_AND_WORLD_WRITE != 0 {
             return Err(StoreError::Exposed { path: dir.to_owned(), mode });
         }
-        let store = Self { dir: dir.to_owned(), owner_uid: metadata.uid() };
+        let (dir, owner_uid) = (dir.to_owned(), metadata.uid());
+        let store = Self { dir, owner_uid, unlock: Unlock::default(), opened: OnceLock::new() };
+        if store.root_key_file().has_leftovers() {
+            let _lock = store.lock()?;
+            store.root_key_file().clean_up()?;
+        }
         store.check_root_key()?;
         Ok(store)
+    }
+
+    /// Gives the store what opens its root key, where that is not simply in a file.
+    pub(super) fn unlock_with(&mut self, unlock: Unlock) {
+        self.unlock = unlock;
     }
 
     /// The uid that the directory belongs to.
@@ -132,17 +159,45 @@ impl Store {
         Ok(LockFile::exclusive(self.dir.join("lock"))?)
     }
 
-    /// The root key, which must exist by now.
-    pub(super) fn root_key(&self) -> Result<RootKey, StoreError> {
-        Ok(root_key::load(&self.root_key_path())?)
+    /// The root key, which must exist by now. One under a passphrase stays open, in locked memory, as long as the store.
+    pub(super) fn root_key(&self) -> Result<Arc<RootKey>, StoreError> {
+        if let Some(open) = self.opened.get() {
+            return Ok(Arc::clone(open));
+        }
+        let file = self.root_key_file();
+        let key = Arc::new(file.load(&self.unlock)?);
+        if let RootKeyProtection::Passphrase(_) = file.protection()? {
+            return Ok(Arc::clone(self.opened.get_or_init(|| key)));
+        }
+        Ok(key)
     }
 
-    /// The root key, made at first use. The caller holds the lock.
-    pub(super) fn root_key_or_new(&self) -> Result<RootKey, StoreError> {
-        if !root_key::exists(&self.root_key_path())? && self.key_ids()?.is_empty() {
-            root_key::create(&self.root_key_path())?;
+    /// The root key, made at first use: a key file. The caller holds the lock.
+    pub(super) fn root_key_or_new(&self) -> Result<Arc<RootKey>, StoreError> {
+        let file = self.root_key_file();
+        if !file.exists()? && self.key_ids()?.is_empty() {
+            file.create(NewProtection::KeyFile, &self.unlock)?;
         }
         self.root_key()
+    }
+
+    /// Makes the root key, which must not exist. The caller holds the lock.
+    pub(super) fn create_root_key(&self, how: NewProtection<'_>) -> Result<(), StoreError> {
+        if !self.key_ids()?.is_empty() {
+            self.root_key_file().protection()?;
+        }
+        Ok(self.root_key_file().create(how, &self.unlock)?)
+    }
+
+    /// Protects the root key in another way. The caller holds the lock.
+    pub(super) fn protect_root_key(&self, how: NewProtection<'_>) -> Result<(), StoreError> {
+        Ok(self.root_key_file().protect(how, &self.unlock)?)
+    }
+
+    /// How the root key is protected; `None`: there is none yet.
+    pub(super) fn root_key_protection(&self) -> Result<Option<RootKeyProtection>, StoreError> {
+        let file = self.root_key_file();
+        Ok(if file.exists()? { Some(file.protection()?) } else { None })
     }
 
     /// The ids of all keys, sorted.
@@ -197,15 +252,15 @@ impl Store {
 
     /// A root key that is exposed, cut short, or gone while keys depend on it is found before any call needs it.
     fn check_root_key(&self) -> Result<(), StoreError> {
-        let path = self.root_key_path();
-        if root_key::exists(&path)? || !self.key_ids()?.is_empty() {
-            root_key::check(&path)?;
+        let file = self.root_key_file();
+        if file.exists()? || !self.key_ids()?.is_empty() {
+            file.protection()?;
         }
         Ok(())
     }
 
-    fn root_key_path(&self) -> PathBuf {
-        self.dir.join("root.key")
+    fn root_key_file(&self) -> RootKeyFile {
+        RootKeyFile::new(self.dir.join("root.key"), self.owner_uid)
     }
 
     fn key_file(&self, id: Uuid) -> RecordFile<KeyRecord> {

@@ -9,7 +9,7 @@ use sealblk_kms::helper::{HelperKms, HelperProgram, ProviderConfig};
 use sealblk_kms::local::{LocalKms, Scope};
 use sealblk_kms::{
     DecryptRequest, EncryptionContext, GrantOperation, GrantRequest, KeyMetadata, Kms, KmsError, Principal,
-    ReEncryptRequest, WrappedKey,
+    ReEncryptRequest, Unlock, WrappedKey,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -115,6 +115,7 @@ pub(crate) fn helper_with(store: &TestStore, caller: Principal) -> HelperKms {
         },
         destination: None,
         provider: ProviderConfig::Local { dir: store.dir(), scope: Scope::default(), caller },
+        unlock: Unlock::default(),
         timeout: PATIENCE,
     }
 }
