@@ -60,6 +60,12 @@ pub(crate) struct Global {
         help_heading = EVERYWHERE
     )]
     pub(crate) output: OutputMode,
+    /// Read the key store's passphrase from this descriptor, one line of it, instead of asking at the terminal
+    #[arg(long, global = true, value_name = "N", help_heading = EVERYWHERE, conflicts_with = "passphrase_file")]
+    pub(crate) passphrase_fd: Option<u32>,
+    /// Read the key store's passphrase from the first line of this file, which only its owner may read
+    #[arg(long, global = true, value_name = "PATH", help_heading = EVERYWHERE)]
+    pub(crate) passphrase_file: Option<PathBuf>,
     /// Only results and errors: no notes, no progress
     #[arg(long, short, global = true, help_heading = EVERYWHERE)]
     pub(crate) quiet: bool,
@@ -76,6 +82,14 @@ pub(crate) enum OutputMode {
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
+    /// Make a pool, and choose how its key store is protected; without it the first use makes one with a key file
+    #[command(after_help = "\
+Examples:
+  sealblk init
+  sealblk init --root-key passphrase
+  head -c 32 /dev/urandom | systemd-creds encrypt --name=sealblk - /etc/credstore.encrypted/sealblk
+  systemd-run --pipe -p LoadCredentialEncrypted=sealblk sealblk init --root-key credential --credential sealblk")]
+    Init(InitArgs),
     /// Create, attach, detach, list and delete volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
@@ -276,6 +290,14 @@ pub(crate) struct StatsArgs {
 
 #[derive(Subcommand)]
 pub(crate) enum KeyCommand {
+    /// Show what protects the key store's root key, or protect it in another way, without touching keys or volumes
+    #[command(after_help = "\
+Examples:
+  sealblk key root-protection
+  sealblk key root-protection passphrase
+  sealblk key root-protection passphrase --passphrase-fd 0 --new-passphrase-fd 0 <old-and-new
+  sealblk key root-protection file")]
+    RootProtection(RootProtectionArgs),
     /// Create a symmetric key and print its ARN
     #[command(after_help = "\
 Examples:
@@ -316,6 +338,50 @@ Examples:
         /// Id or ARN
         key: String,
     },
+}
+
+/// What protects the key store's root key.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Protection {
+    /// A file that only its owner can read: for a host that starts by itself
+    File,
+    /// A passphrase, asked for whenever a key is used
+    Passphrase,
+    /// A credential of the service manager
+    Credential,
+}
+
+#[derive(Args)]
+pub(crate) struct InitArgs {
+    #[command(flatten)]
+    pub(crate) choice: ProtectionChoice,
+}
+
+/// How a root key is to be protected.
+#[derive(Args)]
+pub(crate) struct ProtectionChoice {
+    /// What protects the key store's root key
+    #[arg(long, value_enum, default_value_t = Protection::File, value_name = "HOW")]
+    pub(crate) root_key: Protection,
+    /// The credential's name in $CREDENTIALS_DIRECTORY
+    #[arg(long, value_name = "NAME")]
+    pub(crate) credential: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct RootProtectionArgs {
+    /// What protects it from now on; without it nothing changes
+    #[arg(value_enum, value_name = "HOW")]
+    pub(crate) protection: Option<Protection>,
+    /// The credential's name in $CREDENTIALS_DIRECTORY
+    #[arg(long, value_name = "NAME", requires = "protection")]
+    pub(crate) credential: Option<String>,
+    /// Read the new passphrase from this descriptor, one line of it
+    #[arg(long, value_name = "N", requires = "protection", conflicts_with = "new_passphrase_file")]
+    pub(crate) new_passphrase_fd: Option<u32>,
+    /// Read the new passphrase from the first line of this file
+    #[arg(long, value_name = "PATH", requires = "protection")]
+    pub(crate) new_passphrase_file: Option<PathBuf>,
 }
 
 #[derive(Args)]

@@ -3,7 +3,7 @@
 use std::io;
 
 use sealblk_block::Caching;
-use sealblk_control::{AttachVolume, ControlError, MetricsAddress, Pool, RuntimeDir};
+use sealblk_control::{AttachVolume, ControlError, MetricsAddress, Pool};
 use sealblk_keymem::harden_process;
 use sealblk_nbd::{ConnectionEvent, Events, Peer};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -11,15 +11,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::args::AttachArgs;
 use crate::exit::Failure;
 use crate::output::Output;
+use crate::place::Place;
 use crate::volume::id;
 
 /// Attaches the volume and serves it until it is detached.
-pub(crate) fn run(
-    pool: &Pool,
-    runtime: &RuntimeDir,
-    args: &AttachArgs,
-    output: &Output,
-) -> Result<(), Failure> {
+pub(crate) fn run(pool: &Pool, place: &Place, args: &AttachArgs, output: &Output) -> Result<(), Failure> {
     let request = AttachVolume {
         volume: id(&args.volume)?,
         socket: args.socket.as_deref().map(std::path::absolute).transpose()?,
@@ -42,7 +38,9 @@ pub(crate) fn run(
     let io = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     // From here on a signal ends the attachment in order, however far it has come.
     let mut signals = io.block_on(async { Signals::catch() }).map_err(failed)?;
-    let attachment = pool.attach_volume(runtime, &request)?;
+    let attachment = pool.attach_volume(&place.runtime, &request)?;
+    // The key is unwrapped: whatever opened the key store is not kept while the volume is served.
+    place.source.forget();
     if let Some(url) = attachment.metrics_url() {
         output.note(&format!("{}: metrics at {url}", request.volume));
     }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use sealblk_control::{ControlError, ErrorClass};
-use sealblk_kms::KmsError;
 use sealblk_kms::helper::HelperError;
+use sealblk_kms::{KmsError, PassphraseError};
 
 use crate::args::OutputMode;
 use crate::bench::BenchError;
@@ -23,6 +23,9 @@ pub(crate) enum Failure {
     /// The parent of a key helper is gone, or sent no request.
     #[error(transparent)]
     Helper(#[from] HelperError),
+    /// There is no passphrase for the key store.
+    #[error(transparent)]
+    Passphrase(PassphraseError),
     /// What was asked for makes no sense.
     #[error("{0}")]
     Usage(String),
@@ -70,6 +73,7 @@ impl Failure {
         match self {
             Self::Control(error) => error.code(),
             Self::Usage(_) => "InvalidParameterValue",
+            Self::Passphrase(_) => "AccessDeniedException",
             Self::File { .. } | Self::Output(_) | Self::Helper(_) | Self::Bench(_) => "InternalError",
         }
     }
@@ -79,6 +83,7 @@ impl Failure {
         match self {
             Self::File { .. } | Self::Output(_) | Self::Helper(_) | Self::Bench(_) => 1,
             Self::Usage(_) => 2,
+            Self::Passphrase(_) => 5,
             Self::Control(error) => match error.class() {
                 ErrorClass::Failed => 1,
                 ErrorClass::Usage => 2,

@@ -19,12 +19,7 @@ pub(crate) fn run(args: &InitArgs, place: &Place, output: &Output) -> Result<(),
     harden_process().map_err(ControlError::from)?;
     let chosen = Chosen::new(&args.choice, &place.passphrase)?;
     let pool = PoolDirectory::create(&place.pool, |pool| {
-        let store = kms::store_of(pool, place)?;
-        // Made by an init that was killed: nothing is wrapped under it yet.
-        if store.root_key_protection()?.is_some() {
-            return Ok(store.protect_root_key(chosen.protection())?);
-        }
-        Ok::<_, Failure>(store.create_root_key(chosen.protection())?)
+        Ok::<_, Failure>(kms::store(pool, place)?.create_root_key(chosen.protection())?)
     })?;
     let store = kms::store(&pool, place)?;
     let protection = store.root_key_protection()?.unwrap_or(RootKeyProtection::KeyFile);
@@ -61,7 +56,8 @@ pub(crate) fn root_protection(
         store.protect_root_key(Chosen::new(&choice, &new)?.protection())?;
     }
     let protection = store.root_key_protection()?;
-    let document = json!({ "RootKeyProtection": protection.as_ref().map_or(Value::Null, |told| json!(told)) });
+    let document =
+        json!({ "RootKeyProtection": protection.as_ref().map_or(Value::Null, |told| json!(told)) });
     Ok(output.result(&document, || {
         protection.as_ref().map_or("there is no root key yet: the first key makes one".to_owned(), describe)
     })?)
@@ -83,7 +79,9 @@ impl Chosen {
             }
             (Protection::Credential, Some(name)) => Self::Credential(name.clone()),
             (Protection::Credential, None) => {
-                return Err(Failure::usage("a root key under a credential needs its name: --credential NAME"));
+                return Err(Failure::usage(
+                    "a root key under a credential needs its name: --credential NAME",
+                ));
             }
         })
     }

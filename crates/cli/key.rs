@@ -6,13 +6,14 @@ use serde_json::json;
 
 use crate::args::KeyCommand;
 use crate::exit::Failure;
+use crate::init;
 use crate::kms;
 use crate::output::{Output, fields, table};
 use crate::place::Place;
 
 /// Does what `sealblk key` was asked for.
 pub(crate) fn run(command: KeyCommand, place: &Place, output: &Output) -> Result<(), Failure> {
-    let store = kms::store(&PoolDirectory::open_or_create(&place.pool)?)?;
+    let store = kms::store(&PoolDirectory::open_or_create(&place.pool)?, place)?;
     match command {
         KeyCommand::Create { description } => {
             let key = store.create_key(&description)?;
@@ -34,6 +35,7 @@ pub(crate) fn run(command: KeyCommand, place: &Place, output: &Output) -> Result
             store.disable_key(&key)?;
             done(&store.describe_key(&key)?, output)?;
         }
+        KeyCommand::RootProtection(args) => init::root_protection(&args, place, output)?,
     }
     Ok(())
 }

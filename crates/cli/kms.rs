@@ -2,15 +2,19 @@
 //! are made here. Neither ever shows a data key to the process that calls.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use sealblk_control::{ControlError, PoolDirectory};
 use sealblk_keymem::harden_process;
 use sealblk_kms::helper::{HelperProgram, ProviderConfig, serve_helper};
-use sealblk_kms::local::{LocalKms, Scope};
-use sealblk_kms::{Helpers, Principal, RoutedKms};
+use sealblk_kms::local::{LocalKms, RootKeyProtection, Scope};
+use sealblk_kms::{Helpers, Principal, RoutedKms, Unlock};
 
 use crate::exit::Failure;
+use crate::place::Place;
 
 /// The hidden command that serves one call.
 pub(crate) const HELPER_COMMAND: &str = "kms-helper";
@@ -18,7 +22,12 @@ pub(crate) const HELPER_COMMAND: &str = "kms-helper";
 const AWS_HELPER: &str = "sealblk-kms-aws";
 
 /// The pool's key service for volumes: every call in a child, of this very binary or of AWS KMS's.
-pub(crate) fn for_volumes(pool: &PoolDirectory) -> Result<RoutedKms, Failure> {
+pub(crate) fn for_volumes(pool: &PoolDirectory, place: &Place) -> Result<RoutedKms, Failure> {
+    Ok(for_key_file(pool)?.unlocked_by(unlock(pool, place)?))
+}
+
+/// The same, for a pool whose root key is known to be in a key file.
+pub(crate) fn for_key_file(pool: &PoolDirectory) -> Result<RoutedKms, Failure> {
     let program = std::env::current_exe()
         .map_err(|source| Failure::Control(ControlError::Start { what: "the key helper", source }))?;
     let aws = program.with_file_name(AWS_HELPER);
@@ -41,15 +50,29 @@ fn aws_environment() -> Vec<(OsString, OsString)> {
 }
 
 /// The pool's embedded key store, for what is done to keys themselves.
-pub(crate) fn store(pool: &PoolDirectory) -> Result<LocalKms, Failure> {
+pub(crate) fn store(pool: &PoolDirectory, place: &Place) -> Result<LocalKms, Failure> {
     harden_process().map_err(ControlError::from)?;
+    Ok(open_store(pool)?.unlocked_by(unlock(pool, place)?))
+}
+
+fn open_store(pool: &PoolDirectory) -> Result<LocalKms, Failure> {
     Ok(LocalKms::open(&pool.key_store(), scope(pool), caller())?)
+}
+
+/// What opens the root key. A passphrase is asked for only if there is one to be known, and not before it is needed.
+fn unlock(pool: &PoolDirectory, place: &Place) -> Result<Unlock, Failure> {
+    // Of a store that does not open the calls themselves tell; what needs no key goes on without.
+    let protection = open_store(pool).and_then(|store| Ok(store.root_key_protection()?));
+    let asks = matches!(protection, Ok(Some(RootKeyProtection::Passphrase(_))));
+    Ok(Unlock { passphrase: asks.then(|| Arc::clone(&place.source)), credentials: place.credentials.clone() })
 }
 
 /// Serves one call for the parent process.
 pub(crate) fn serve() -> Result<(), Failure> {
     harden_process().map_err(ControlError::from)?;
-    Ok(serve_helper(io::stdin().lock(), io::stdout(), ProviderConfig::open)?)
+    // The standard library would keep a passphrase in its buffer.
+    let unbuffered = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    Ok(serve_helper(unbuffered, io::stdout(), ProviderConfig::open)?)
 }
 
 fn scope(pool: &PoolDirectory) -> Scope {

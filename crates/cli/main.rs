@@ -8,10 +8,12 @@ mod args;
 mod attach;
 mod bench;
 mod exit;
+mod init;
 mod key;
 mod kms;
 mod manual;
 mod output;
+mod passphrase;
 mod place;
 mod progress;
 mod size;
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Failure> {
     let output = Output::new(cli.global.output, cli.global.quiet);
     match cli.command {
+        Command::Init(args) => init::run(&args, &Place::find(&cli.global)?, &output),
         Command::Volume(command) => volume::run(command, &Place::find(&cli.global)?, &output),
         Command::Key(command) => key::run(command, &Place::find(&cli.global)?, &output),
         Command::Bench(args) => bench::run(&args, &output),

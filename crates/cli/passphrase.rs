@@ -87,10 +87,12 @@ fn open_private(path: &Path) -> io::Result<File> {
 
 /// Asks at the terminal without showing what is typed.
 fn ask(prompt: &str) -> Result<Passphrase, PassphraseError> {
-    let no_terminal = "there is no terminal to ask for the passphrase: give --passphrase-fd or --passphrase-file";
+    let no_terminal =
+        "there is no terminal to ask for the passphrase: give --passphrase-fd or --passphrase-file";
     let terminal = File::options().read(true).write(true).open("/dev/tty");
     let terminal = terminal.map_err(|_| PassphraseError::NotGiven(no_terminal))?;
-    let failed = |error: Errno| PassphraseError::Read { from: "the terminal".to_owned(), source: error.into() };
+    let failed =
+        |error: Errno| PassphraseError::Read { from: "the terminal".to_owned(), source: error.into() };
     let say = |text: &str| rustix::io::write(&terminal, text.as_bytes()).map(drop).map_err(failed);
     let silent = Silent::on(&terminal).map_err(failed)?;
     say(prompt)?;

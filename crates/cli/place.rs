@@ -2,11 +2,14 @@
 
 use std::env;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use sealblk_control::RuntimeDir;
+use sealblk_kms::PassphraseSource;
 
 use crate::args::Global;
 use crate::exit::Failure;
+use crate::passphrase::PassphraseInput;
 
 /// The directories a command works in.
 pub(crate) struct Place {
@@ -14,6 +17,12 @@ pub(crate) struct Place {
     pub(crate) pool: PathBuf,
     /// Where sockets are made.
     pub(crate) runtime: RuntimeDir,
+    /// Where the key store's passphrase is, if it has one.
+    pub(crate) passphrase: PassphraseInput,
+    /// The same as the key service asks for it: once, when it is first needed.
+    pub(crate) source: Arc<PassphraseSource>,
+    /// The service manager's credentials.
+    pub(crate) credentials: Option<PathBuf>,
 }
 
 /// What the environment says; gathered once, so that the choice itself is a pure function.
@@ -44,7 +53,15 @@ impl Place {
         let pool = std::path::absolute(pool).map_err(|e| Failure::usage(format!("--pool: {e}")))?;
         let runtime =
             std::path::absolute(runtime).map_err(|e| Failure::usage(format!("--runtime-dir: {e}")))?;
-        Ok(Self { pool, runtime: RuntimeDir::new(runtime) })
+        let passphrase = PassphraseInput::of(global.passphrase_fd, global.passphrase_file.as_deref());
+        let asked = passphrase.clone();
+        Ok(Self {
+            pool,
+            runtime: RuntimeDir::new(runtime),
+            passphrase,
+            source: Arc::new(PassphraseSource::new(move || asked.existing())),
+            credentials: absolute("CREDENTIALS_DIRECTORY"),
+        })
     }
 }
 

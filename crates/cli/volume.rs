@@ -23,12 +23,12 @@ use crate::stats;
 pub(crate) fn run(command: VolumeCommand, place: &Place, output: &Output) -> Result<(), Failure> {
     let directory = PoolDirectory::open_or_create(&place.pool)?;
     let pool = || -> Result<Pool, Failure> {
-        let kms = kms::for_volumes(&directory)?;
+        let kms = kms::for_volumes(&directory, place)?;
         Ok(Pool::new(directory.clone(), Box::new(kms)))
     };
     match command {
         VolumeCommand::Create(args) => create(&pool()?, args, output),
-        VolumeCommand::Attach(args) => attach::run(&pool()?, &place.runtime, &args, output),
+        VolumeCommand::Attach(args) => attach::run(&pool()?, place, &args, output),
         VolumeCommand::Detach { volume, timeout } => detach(&pool()?, id(&volume)?, timeout, output),
         VolumeCommand::List => list(&pool()?, output),
         VolumeCommand::Describe { volume } => {

@@ -45,7 +45,7 @@ impl Volumes<'_> {
         let io = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let mut signals = io.block_on(async { Signals::catch() }).map_err(failed)?;
         let directory = PoolDirectory::open_or_create(&self.directory.join("pool"))?;
-        let keys = kms::for_volumes(&directory)?;
+        let keys = kms::for_key_file(&directory)?;
         let pool = Pool::new(directory, Box::new(keys));
         let encrypted = self.attach(&pool, true)?;
         let plain = self.attach(&pool, false)?;

@@ -43,6 +43,9 @@ pub enum ControlError {
     /// A directory of the pool cannot be made, read or changed.
     #[error("cannot use the pool at {}", path.display())]
     Pool { path: PathBuf, source: io::Error },
+    /// `init` where a pool is already.
+    #[error("there is a pool at {} already", path.display())]
+    PoolExists { path: PathBuf },
     /// A record is damaged, of another version, or cannot be read or written.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -183,6 +186,7 @@ impl ControlError {
             Self::Outcome(_) => ("InvalidParameterCombination", Usage),
             Self::VolumeNotFound { .. } => ("InvalidVolume.NotFound", NotFound),
             Self::VolumeInUse { .. } => ("VolumeInUse", State),
+            Self::PoolExists { .. } => ("IncorrectState", State),
             Self::NotAttached { .. } | Self::StillInUse { .. } => ("IncorrectState", State),
             Self::Backing(error) => error.verdict(),
             Self::Kms(error) => kms_verdict(error.kind),

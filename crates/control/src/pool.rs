@@ -47,12 +47,27 @@ pub struct PoolDirectory {
 }
 
 impl PoolDirectory {
+    /// Makes the pool in `path`, which must not be one yet: `PoolExists`. `prepare` is called before anybody else can
+    /// take it for a pool; if it fails, or the process is killed, there is none, and a later call begins again.
+    pub fn create<E: From<ControlError>>(
+        path: &Path,
+        prepare: impl FnOnce(&Self) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        make_directories(path)?;
+        let _lock = LockFile::exclusive(path.join(".lock")).map_err(ControlError::from)?;
+        let file = RecordFile::<PoolRecord>::new(path.join("pool.json"));
+        if file.exists().map_err(ControlError::from)? {
+            return Err(ControlError::PoolExists { path: path.to_owned() }.into());
+        }
+        let pool = Self { path: path.to_owned(), record: PoolRecord::default() };
+        prepare(&pool)?;
+        file.store(&pool.record).map_err(ControlError::from)?;
+        Ok(pool)
+    }
+
     /// Opens the pool in `path`; makes one there if there is none. Everything below is for its owner only (0700).
     pub fn open_or_create(path: &Path) -> Result<Self, ControlError> {
-        for path in [path.to_owned(), path.join("volumes"), path.join("kms")] {
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
-            made.map_err(|source| ControlError::Pool { path, source })?;
-        }
+        make_directories(path)?;
         let file = RecordFile::<PoolRecord>::new(path.join("pool.json"));
         if !file.exists()? {
             // Two first users at once: one writes, the other reads what it wrote.
@@ -97,6 +112,14 @@ impl PoolDirectory {
             Err(source) => Err(ControlError::Pool { path, source }),
         }
     }
+}
+
+fn make_directories(pool: &Path) -> Result<(), ControlError> {
+    for path in [pool.to_owned(), pool.join("volumes"), pool.join("kms")] {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        made.map_err(|source| ControlError::Pool { path, source })?;
+    }
+    Ok(())
 }
 
 /// An open pool, and the key service that its volumes' keys come from.

@@ -15,7 +15,8 @@ impl LocalKms {
         told.map_err(|error| super::store_failure("DescribeRootKey", "the root key", &error))
     }
 
-    /// Makes the root key of a new store, protected as asked. One that exists is left alone: `Misconfigured`.
+    /// Makes the root key of a store without keys, protected as asked; one that a killed process made is replaced. A
+    /// store with keys has one, which is left alone: `Misconfigured`.
     pub fn create_root_key(&self, how: NewProtection<'_>) -> Result<(), KmsError> {
         self.audited("CreateRootKey", "the root key", parameters(how), |call| {
             call.event.mutates();
@@ -45,6 +46,8 @@ fn parameters(how: NewProtection<'_>) -> serde_json::Value {
     match how {
         NewProtection::KeyFile => json!({ "method": "file" }),
         NewProtection::Passphrase(_) => json!({ "method": "passphrase" }),
-        NewProtection::Credential(name) => json!({ "method": "credential", "credential": super::call::clip(name) }),
+        NewProtection::Credential(name) => {
+            json!({ "method": "credential", "credential": super::call::clip(name) })
+        }
     }
 }

@@ -181,10 +181,10 @@ impl Store {
         self.root_key()
     }
 
-    /// Makes the root key, which must not exist. The caller holds the lock.
+    /// Makes the root key. The caller holds the lock. One that keys are wrapped under is left alone.
     pub(super) fn create_root_key(&self, how: NewProtection<'_>) -> Result<(), StoreError> {
         if !self.key_ids()?.is_empty() {
-            self.root_key_file().protection()?;
+            return Err(RootKeyError::InUse { path: self.dir.join("root.key") }.into());
         }
         Ok(self.root_key_file().create(how, &self.unlock)?)
     }

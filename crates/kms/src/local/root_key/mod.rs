@@ -47,8 +47,8 @@ pub enum NewProtection<'a> {
 pub(super) enum RootKeyError {
     #[error("the root key {path} is missing, but keys wrapped under it exist: put it back from a backup")]
     Missing { path: PathBuf },
-    #[error("the root key {path} exists already")]
-    Exists { path: PathBuf },
+    #[error("keys are wrapped under the root key {path}: it is not replaced")]
+    InUse { path: PathBuf },
     #[error("the root key {path} may be read by others (mode {mode:o}): make it 0600")]
     Exposed { path: PathBuf, mode: u32 },
     #[error("the root key {path} belongs to uid {uid}, not to the key store's owner, uid {owner}")]
@@ -144,28 +144,24 @@ impl RootKeyFile {
             RootKeyProtection::KeyFile => Err(self.parameters("a record without a wrapping")),
             RootKeyProtection::Passphrase(parameters) => {
                 let source = unlock.passphrase.as_ref().map(|source| source.get()).transpose()?.flatten();
-                let passphrase = source.ok_or_else(|| RootKeyError::NoPassphrase { path: self.path.clone() })?;
+                let passphrase =
+                    source.ok_or_else(|| RootKeyError::NoPassphrase { path: self.path.clone() })?;
                 let key = WrappingKey::of_passphrase(&passphrase, parameters, &wrapped.salt(&self.path)?)?;
                 let wrong = || RootKeyError::WrongPassphrase { path: self.path.clone() };
                 wrapped.open(&key, &self.path)?.ok_or_else(wrong)
             }
             RootKeyProtection::Credential { name } => {
-                let key = WrappingKey::of_credential(
-                    &self.credential(&name, unlock)?,
-                    &wrapped.salt(&self.path)?,
-                )?;
+                let key =
+                    WrappingKey::of_credential(&self.credential(&name, unlock)?, &wrapped.salt(&self.path)?)?;
                 let wrong = || RootKeyError::WrongCredential { path: self.path.clone(), name };
                 wrapped.open(&key, &self.path)?.ok_or_else(wrong)
             }
         }
     }
 
-    /// Makes a new key where there is none. The caller holds the store's lock. The file appears whole: a crash leaves
-    /// none, or a leftover that [`clean_up`](Self::clean_up) finds.
+    /// Makes a new key, in the place of one if there is one: the caller holds the store's lock and has seen that nothing
+    /// is wrapped. The file appears whole: a crash leaves none, or a leftover that [`clean_up`](Self::clean_up) finds.
     pub(super) fn create(&self, how: NewProtection<'_>, unlock: &Unlock) -> Result<(), RootKeyError> {
-        if self.exists()? {
-            return Err(RootKeyError::Exists { path: self.path.clone() });
-        }
         let key = RootKey::init(|bytes| {
             getrandom::fill(bytes).map_err(io::Error::from).map_err(self.io_error("filled with random bytes"))
         })?;
@@ -249,8 +245,7 @@ impl RootKeyFile {
         if !wrapping::is_credential_name(name) {
             return Err(RootKeyError::CredentialName { name: name.chars().take(255).collect() });
         }
-        let missing =
-            || RootKeyError::NoCredentials { path: self.path.clone(), name: name.to_owned() };
+        let missing = || RootKeyError::NoCredentials { path: self.path.clone(), name: name.to_owned() };
         Ok(unlock.credentials.as_ref().ok_or_else(missing)?.join(name))
     }
 

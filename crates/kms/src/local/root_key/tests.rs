@@ -27,7 +27,8 @@ impl Rig {
     fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(self.dir.path()).expect("listed");
         let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("text"));
-        let mut names: Vec<_> = names.filter(|name| name.starts_with("root") || name.starts_with('.')).collect();
+        let mut names: Vec<_> =
+            names.filter(|name| name.starts_with("root") || name.starts_with('.')).collect();
         names.sort();
         names
     }
@@ -147,7 +148,11 @@ fn a_replacement_that_is_cut_short_leaves_one_root_key_and_no_copy() {
         assert_eq!(rig.key(None).expect("it still opens")[..], raw, "{last:?}");
         assert_eq!(rig.names(), ["root.key"], "{last:?}");
         let renamed = last != Step::OldNamed;
-        assert_eq!(fs::read(&witness).expect("read") == vec![0; 32], renamed, "{last:?}: the old key is wiped");
+        assert_eq!(
+            fs::read(&witness).expect("read") == vec![0; 32],
+            renamed,
+            "{last:?}: the old key is wiped"
+        );
     }
 }
 

@@ -124,8 +124,7 @@ impl WrappedRootKey {
 
     /// The root key; `None`: not under this key, or damaged.
     pub(super) fn open(&self, key: &WrappingKey, path: &Path) -> Result<Option<RootKey>, RootKeyError> {
-        let malformed =
-            || RootKeyError::Parameters { path: path.to_owned(), what: "the wrapped root key" };
+        let malformed = || RootKeyError::Parameters { path: path.to_owned(), what: "the wrapped root key" };
         let bytes = STANDARD.decode(&self.wrapped_root_key).map_err(|_| malformed())?;
         let (iv, rest) = bytes.split_first_chunk::<IV_BYTES>().ok_or_else(malformed)?;
         let (ciphertext, tag) = rest.split_first_chunk::<ROOT_KEY_BYTES>().ok_or_else(malformed)?;
