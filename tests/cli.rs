@@ -190,6 +190,36 @@ fn keys_are_created_listed_disabled_and_enabled() {
 }
 
 #[test]
+fn r68_the_defaults_are_read_and_changed_and_last() {
+    let cli = Cli::new();
+    let by_default =
+        |verb: &str| cli.json(&["settings", "encryption-by-default", verb])["EbsEncryptionByDefault"] == true;
+    assert!(!by_default("get"));
+    for verb in ["enable", "enable", "get"] {
+        assert!(by_default(verb), "{verb}");
+    }
+    assert_eq!(cli.ok(&["settings", "encryption-by-default", "get"]), "enabled");
+    let explained = cli.json(&["volume", "create", "--size", "1MiB", "--no-encrypted", "--explain"]);
+    assert_eq!((&explained["Row"], &explained["Encrypted"]), (&11.into(), &true.into()));
+    assert_eq!(cli.json(&["volume", "list"])["Volumes"], serde_json::json!([]), "nothing was created");
+    assert!(!by_default("disable"));
+
+    let key = cli.ok(&["key", "create"]);
+    let default = |arguments: &[&str]| {
+        let arguments = [&["settings", "default-kms-key"], arguments].concat();
+        cli.json(&arguments)["KmsKeyId"].as_str().expect("a key").to_owned()
+    };
+    assert_eq!(default(&["get"]), "alias/aws/ebs");
+    assert_eq!(default(&["modify", &key]), key);
+    assert_eq!(default(&["get"]), key);
+    let volume = cli.json(&["volume", "create", "--size", "1MiB", "--encrypted"]);
+    assert_eq!(volume["KmsKeyId"], key.as_str());
+    assert_eq!(default(&["reset"]), "alias/aws/ebs");
+    let (code, ..) = cli.error(&["settings", "default-kms-key", "modify", "alias/nobody"]);
+    assert_eq!(code, 3);
+}
+
+#[test]
 fn what_makes_no_sense_is_exit_code_2_with_a_reason() {
     let cli = Cli::new();
     let create = ["volume", "create", "--size"];

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sealblk_control::MetricsAddress;
 
+use crate::settings::SettingsCommand;
 use crate::size::parse_size;
 use crate::stats::parse_interval;
 
@@ -96,6 +97,9 @@ Examples:
     /// Create and look after the keys that wrap the volumes' data keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// The defaults of this pool: encryption by default, and the key where no other is named
+    #[command(subcommand)]
+    Settings(SettingsCommand),
     /// Measure this machine: its cipher kernels, and what encryption costs of a volume's speed
     #[command(after_help = "\
 Examples:
@@ -231,6 +235,9 @@ pub(crate) struct CreateArgs {
     /// Overwrite with zeros what --backing holds, if it is not blank
     #[arg(long, requires = "backing")]
     pub(crate) erase: bool,
+    /// Only say whether the volume would be encrypted, under which key and why; create nothing
+    #[arg(long)]
+    pub(crate) explain: bool,
 }
 
 impl CreateArgs {

@@ -16,6 +16,7 @@ mod output;
 mod passphrase;
 mod place;
 mod progress;
+mod settings;
 mod size;
 mod stats;
 mod volume;
@@ -47,6 +48,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Init(args) => init::run(&args, &Place::find(&cli.global)?, &output),
         Command::Volume(command) => volume::run(command, &Place::find(&cli.global)?, &output),
         Command::Key(command) => key::run(command, &Place::find(&cli.global)?, &output),
+        Command::Settings(command) => settings::run(command, &Place::find(&cli.global)?, &output),
         Command::Bench(args) => bench::run(&args, &output),
         Command::Completions { shell } => manual::completions(shell, &output),
         Command::Man { dir } => manual::pages(dir.as_deref(), &output),

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use sealblk_control::{
-    ControlError, CreateVolume, DeletedData, ListedVolume, Pool, PoolDirectory, VolumeDescription, VolumeId,
-    VolumeState,
+    ControlError, CreateVolume, DeletedData, Explanation, ListedVolume, Pool, PoolDirectory,
+    VolumeDescription, VolumeId, VolumeState,
 };
 use sealblk_volume::Materialized;
 use serde_json::json;
@@ -56,6 +56,10 @@ fn create(pool: &Pool, args: CreateArgs, output: &Output) -> Result<(), Failure>
         discard: !args.no_discard,
         erase: args.erase,
     };
+    if args.explain {
+        let explanation = pool.explain_create_volume(&request)?;
+        return Ok(output.result(&explanation, || explain(&explanation))?);
+    }
     let mut progress = Progress::new(if args.erase { "erasing" } else { "inspecting" }, output);
     let volume = pool.create_volume(&request, &mut |done, total| progress.report(done, total))?;
     drop(progress);
@@ -68,6 +72,14 @@ fn create(pool: &Pool, args: CreateArgs, output: &Output) -> Result<(), Failure>
         volume.backing.display()
     ));
     Ok(())
+}
+
+fn explain(explanation: &Explanation) -> String {
+    let mut pairs = vec![("Encrypted", yes(explanation.encrypted))];
+    pairs.extend(explanation.kms_key_id.as_ref().map(|key| ("KmsKeyId", key.clone())));
+    pairs.push(("Reason", explanation.reason.to_owned()));
+    pairs.push(("Row", format!("{} of EBS's table of encryption outcomes", explanation.row)));
+    fields(&pairs)
 }
 
 fn detach(pool: &Pool, volume: VolumeId, timeout: Duration, output: &Output) -> Result<(), Failure> {

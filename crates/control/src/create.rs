@@ -18,11 +18,8 @@ use sealblk_volume::{
 use crate::backing::{self, PreparedBacking};
 use crate::describe::VolumeDescription;
 use crate::error::ControlError;
-use crate::outcome::{EncryptionDefaults, EncryptionRequest, Outcome, Source, outcome};
+use crate::outcome::{EncryptionRequest, Outcome, Source, outcome};
 use crate::pool::{DELETED, Pool, UNFINISHED, load_record, sync_directory};
-
-/// The key that a pool uses where no other is named.
-const DEFAULT_KEY: &str = "alias/aws/ebs";
 
 /// What CreateVolume is asked for.
 #[derive(Clone, Debug)]
@@ -73,8 +70,8 @@ impl Pool {
     fn choose_key(&self, id: VolumeId, request: &CreateVolume) -> Result<Option<ChosenKey>, ControlError> {
         let asked =
             EncryptionRequest { encrypted: request.encrypted, kms_key_id: request.kms_key_id.as_deref() };
-        let defaults = EncryptionDefaults { by_default: false, key: DEFAULT_KEY };
-        let Outcome::Encrypted { key } = outcome(asked, defaults, Source::Empty)? else {
+        let settings = self.pool_directory().settings()?;
+        let Outcome::Encrypted { key } = outcome(asked, settings.defaults(), Source::Empty)? else {
             return Ok(None);
         };
         let arn = usable_key(self.kms.describe_key(key)?)?;
@@ -153,7 +150,7 @@ impl Pool {
 }
 
 /// The key's ARN, if volumes can be encrypted under it now.
-fn usable_key(key: KeyMetadata) -> Result<KeyReference, ControlError> {
+pub(crate) fn usable_key(key: KeyMetadata) -> Result<KeyReference, ControlError> {
     if key.key_spec != "SYMMETRIC_DEFAULT" || key.key_usage != "ENCRYPT_DECRYPT" {
         return Err(ControlError::KeyKind { key: key.arn, spec: key.key_spec, usage: key.key_usage });
     }

@@ -14,6 +14,7 @@ mod delete;
 mod describe;
 mod detach;
 mod error;
+mod explain;
 mod exposition;
 mod grant;
 mod hold;
@@ -24,6 +25,7 @@ mod open;
 mod outcome;
 mod pool;
 mod runtime;
+mod settings;
 mod stats;
 mod uri;
 
@@ -34,9 +36,13 @@ pub use create::CreateVolume;
 pub use delete::DeletedData;
 pub use describe::{AttachmentDescription, DamagedVolume, ListedVolume, VolumeDescription, VolumeState};
 pub use error::{ControlError, ErrorClass};
+pub use explain::Explanation;
 pub use metrics::{MalformedMetricsAddress, MetricsAddress};
-pub use outcome::{EncryptionDefaults, EncryptionRequest, Outcome, OutcomeError, Source, outcome};
+pub use outcome::{
+    EncryptionDefaults, EncryptionRequest, Outcome, OutcomeError, Source, copy_outcome, outcome, row,
+};
 pub use pool::{Pool, PoolDirectory, PoolRecord};
 pub use runtime::{RuntimeDir, SocketError};
 pub use sealblk_volume::VolumeId;
+pub use settings::Settings;
 pub use stats::{AttachmentStatistics, KindStatistics, LatencyHistogram, Percentiles};

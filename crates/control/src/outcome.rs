@@ -1,7 +1,7 @@
-//! The encryption outcome of CreateVolume: one pure function from what was asked, what the region's
-//! defaults are and where the data comes from (ebs.md B.1 and B.3).
+//! The encryption outcome of CreateVolume and CopySnapshot: pure functions from what was asked, what the region's
+//! defaults are and where the data comes from (ebs.md B.1 to B.3).
 //!
-//! It knows no store and no KMS; `create` calls it before anything else happens.
+//! They know no store and no KMS; `create` and `copy` call them before anything else happens.
 
 /// What the caller said about encryption.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,19 +61,65 @@ pub enum OutcomeError {
     SourceStaysEncrypted,
 }
 
-/// Decides a new volume's encryption.
+impl<'a> EncryptionRequest<'a> {
+    /// The key that was asked for, if any; a key wants `Encrypted` to be true beside it.
+    fn key(self) -> Result<Option<&'a str>, OutcomeError> {
+        match (self.encrypted, self.kms_key_id) {
+            (None, Some(_)) => Err(OutcomeError::KeyWithoutEncrypted),
+            (Some(false), Some(_)) => Err(OutcomeError::KeyWithEncryptionOff),
+            (_, key) => Ok(key),
+        }
+    }
+}
+
+impl Source<'_> {
+    fn is_encrypted(self) -> bool {
+        matches!(self, Source::Snapshot { key: Some(_), .. })
+    }
+}
+
+/// The row of the EBS user guide's table "Encryption outcomes" (ebs.md B.1) that a request falls under: 1 to 20.
+pub fn row(request: EncryptionRequest<'_>, defaults: EncryptionDefaults<'_>, source: Source<'_>) -> u8 {
+    let of_source = match source {
+        Source::Empty => 1,
+        Source::Snapshot { key: None, shared: false } => 2,
+        Source::Snapshot { key: Some(_), shared: false } => 3,
+        Source::Snapshot { key: None, shared: true } => 4,
+        Source::Snapshot { key: Some(_), shared: true } => 5,
+    };
+    let by_default = if defaults.by_default { 10 } else { 0 };
+    let encrypted = if request.encrypted == Some(true) { 5 } else { 0 };
+    of_source + by_default + encrypted
+}
+
+/// Decides the encryption of a snapshot's copy (ebs.md B.2). Unlike a volume, a copy never takes over its source's
+/// key unasked, and `Encrypted=false` on an encrypted source is no error: the copy is encrypted all the same.
+pub fn copy_outcome<'a>(
+    request: EncryptionRequest<'a>,
+    defaults: EncryptionDefaults<'a>,
+    source: Source<'_>,
+) -> Result<Outcome<'a>, OutcomeError> {
+    if let Some(key) = request.key()? {
+        return Ok(Outcome::Encrypted { key });
+    }
+    Ok(if source.is_encrypted() || request.encrypted == Some(true) || defaults.by_default {
+        Outcome::Encrypted { key: defaults.key }
+    } else {
+        Outcome::Unencrypted
+    })
+}
+
+/// Decides a new volume's encryption (ebs.md B.1).
 pub fn outcome<'a>(
     request: EncryptionRequest<'a>,
     defaults: EncryptionDefaults<'a>,
     source: Source<'a>,
 ) -> Result<Outcome<'a>, OutcomeError> {
-    let source_is_encrypted = matches!(source, Source::Snapshot { key: Some(_), .. });
-    match (request.encrypted, request.kms_key_id) {
-        (None, Some(_)) => return Err(OutcomeError::KeyWithoutEncrypted),
-        (Some(false), Some(_)) => return Err(OutcomeError::KeyWithEncryptionOff),
-        (Some(false), None) if source_is_encrypted => return Err(OutcomeError::SourceStaysEncrypted),
-        (Some(true), Some(key)) => return Ok(Outcome::Encrypted { key }),
-        (_, None) => {}
+    if let Some(key) = request.key()? {
+        return Ok(Outcome::Encrypted { key });
+    }
+    if request.encrypted == Some(false) && source.is_encrypted() {
+        return Err(OutcomeError::SourceStaysEncrypted);
     }
     Ok(match source {
         // The caller's own snapshot hands its key on; one shared by another account does not.
@@ -149,6 +195,69 @@ mod tests {
             let expected =
                 with_key.map(|key| Outcome::Encrypted { key }).ok_or(OutcomeError::KeyWithoutEncrypted);
             assert_eq!(ask(encrypted, Some(SPECIFIED), by_default, source), expected, "row {row} with a key");
+            let request = EncryptionRequest { encrypted, kms_key_id: None };
+            let defaults = EncryptionDefaults { by_default, key: DEFAULT };
+            assert_eq!(super::row(request, defaults, source), row);
+        }
+    }
+
+    /// ebs.md B.2: by default, source, Encrypted, with a key; the key of the copy.
+    type CopyRow = (bool, Source<'static>, Option<bool>, bool, Result<Option<&'static str>, OutcomeError>);
+
+    #[rustfmt::skip]
+    const COPIES: [CopyRow; 22] = [
+        (false, OWN_PLAIN,        None,        false, Ok(None)),
+        (false, OWN_PLAIN,        Some(false), false, Ok(None)),
+        (false, OWN_PLAIN,        Some(true),  false, Ok(Some(DEFAULT))),
+        (false, OWN_PLAIN,        Some(true),  true,  Ok(Some(SPECIFIED))),
+        (false, OWN_ENCRYPTED,    None,        false, Ok(Some(DEFAULT))),
+        (false, OWN_ENCRYPTED,    Some(false), false, Ok(Some(DEFAULT))),
+        (false, OWN_ENCRYPTED,    Some(true),  false, Ok(Some(DEFAULT))),
+        (false, OWN_ENCRYPTED,    Some(true),  true,  Ok(Some(SPECIFIED))),
+        (false, SHARED_PLAIN,     None,        false, Ok(None)),
+        (false, SHARED_PLAIN,     Some(true),  false, Ok(Some(DEFAULT))),
+        (false, SHARED_ENCRYPTED, None,        false, Ok(Some(DEFAULT))),
+        (false, SHARED_ENCRYPTED, Some(true),  true,  Ok(Some(SPECIFIED))),
+        (true,  OWN_PLAIN,        None,        false, Ok(Some(DEFAULT))),
+        (true,  OWN_PLAIN,        Some(false), false, Ok(Some(DEFAULT))),
+        (true,  OWN_PLAIN,        Some(true),  true,  Ok(Some(SPECIFIED))),
+        (true,  OWN_ENCRYPTED,    None,        false, Ok(Some(DEFAULT))),
+        (true,  OWN_ENCRYPTED,    Some(true),  true,  Ok(Some(SPECIFIED))),
+        (true,  SHARED_PLAIN,     None,        false, Ok(Some(DEFAULT))),
+        (true,  SHARED_ENCRYPTED, None,        false, Ok(Some(DEFAULT))),
+        (true,  SHARED_ENCRYPTED, Some(true),  true,  Ok(Some(SPECIFIED))),
+        (false, OWN_PLAIN,        None,        true,  Err(OutcomeError::KeyWithoutEncrypted)),
+        (true,  OWN_ENCRYPTED,    Some(false), true,  Err(OutcomeError::KeyWithEncryptionOff)),
+    ];
+
+    #[test]
+    fn r59_r60_every_copy_has_its_outcome() {
+        for (by_default, source, encrypted, with_key, expected) in COPIES {
+            let request = EncryptionRequest { encrypted, kms_key_id: with_key.then_some(SPECIFIED) };
+            let found = copy_outcome(request, EncryptionDefaults { by_default, key: DEFAULT }, source);
+            let key = found.map(|outcome| match outcome {
+                Outcome::Unencrypted => None,
+                Outcome::Encrypted { key } => Some(key),
+            });
+            assert_eq!(key, expected, "{by_default} {source:?} {encrypted:?} {with_key}");
+        }
+    }
+
+    #[test]
+    fn r49_nothing_that_comes_from_an_encrypted_snapshot_is_unencrypted() {
+        for encrypted in [None, Some(false), Some(true)] {
+            for (kms_key_id, by_default, source) in [None, Some(SPECIFIED)]
+                .into_iter()
+                .flat_map(|key| [false, true].map(|by_default| (key, by_default)))
+                .flat_map(|(key, by_default)| {
+                    [OWN_ENCRYPTED, SHARED_ENCRYPTED].map(|source| (key, by_default, source))
+                })
+            {
+                let request = EncryptionRequest { encrypted, kms_key_id };
+                let defaults = EncryptionDefaults { by_default, key: DEFAULT };
+                assert_ne!(outcome(request, defaults, source), Ok(Outcome::Unencrypted));
+                assert_ne!(copy_outcome(request, defaults, source), Ok(Outcome::Unencrypted));
+            }
         }
     }
 

@@ -79,6 +79,10 @@ impl PoolDirectory {
         Ok(Self { path: path.to_owned(), record: file.load()? })
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Which region and account it plays.
     pub fn record(&self) -> &PoolRecord {
         &self.record
@@ -132,6 +136,10 @@ impl Pool {
     /// A pool whose keys come from `kms`, which is called for encrypted volumes only.
     pub fn new(directory: PoolDirectory, kms: Box<dyn Kms>) -> Self {
         Self { directory, kms }
+    }
+
+    pub(crate) fn pool_directory(&self) -> &PoolDirectory {
+        &self.directory
     }
 
     pub(crate) fn volumes_dir(&self) -> PathBuf {
