@@ -76,7 +76,7 @@ pub(crate) fn run(command: SettingsCommand, place: &Place, output: &Output) -> R
             let settings = match command {
                 DefaultKeyCommand::Get => directory.settings()?,
                 DefaultKeyCommand::Modify { key } => {
-                    let kms = kms::for_volumes(&directory)?;
+                    let kms = kms::for_volumes(&directory, place)?;
                     Pool::new(directory, Box::new(kms)).modify_default_kms_key(&key)?
                 }
                 DefaultKeyCommand::Reset => directory.reset_default_kms_key()?,
