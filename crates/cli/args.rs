@@ -1,12 +1,12 @@
 //! The command line: what can be typed, and what `--help` says about it (docs/CLI.md). Nothing is done here.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sealblk_control::MetricsAddress;
 
+use crate::endpoint_args::{EndpointArgs, LimitArgs};
 use crate::settings::SettingsCommand;
 use crate::size::parse_size;
 use crate::stats::parse_interval;
@@ -150,9 +150,12 @@ Examples:
   sealblk volume attach vol-0123456789abcdef0 --listen 127.0.0.1:10809
   sealblk volume attach vol-0123456789abcdef0 --read-only --socket /run/backup/nbd.sock
   sealblk volume attach vol-0123456789abcdef0 --metrics 127.0.0.1:9100
+  sealblk volume attach vol-0123456789abcdef0 --listen 0.0.0.0:10809 --tls-certificates /etc/pki/sealblk --tls-verify-peer
+  nbdinfo -- [ sealblk volume attach vol-0123456789abcdef0 --stdio ]
 
 On SIGTERM, SIGINT or SIGHUP, as on `sealblk volume detach`, it finishes what is in flight,
-flushes, wipes the key and exits with 0. systemd: Type=notify.")]
+flushes, wipes the key and exits with 0. systemd: Type=notify,
+and sockets from a .socket unit are served.")]
     Attach(AttachArgs),
     /// Stop serving a volume, and wait until it has been flushed and its key wiped
     #[command(after_help = "\
@@ -256,12 +259,6 @@ pub(crate) struct AttachArgs {
     /// The volume's id
     #[arg(value_name = "VOL")]
     pub(crate) volume: String,
-    /// The Unix socket to serve at [default: RUNTIME-DIR/VOL.sock]
-    #[arg(long, value_name = "PATH")]
-    pub(crate) socket: Option<PathBuf>,
-    /// Also serve TCP at this address, which must be of the loopback interface; may be given several times
-    #[arg(long, value_name = "ADDR:PORT")]
-    pub(crate) listen: Vec<SocketAddr>,
     /// Refuse writes
     #[arg(long)]
     pub(crate) read_only: bool,
@@ -271,12 +268,13 @@ pub(crate) struct AttachArgs {
     /// Use the page cache [default for files]
     #[arg(long)]
     pub(crate) buffered: bool,
-    /// How many clients' connections are served at once
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096), default_value = "64")]
-    pub(crate) max_connections: u32,
     /// Serve metrics for Prometheus: ADDR:PORT of the loopback interface, or unix:PATH
     #[arg(long, value_name = "ADDR")]
     pub(crate) metrics: Option<MetricsAddress>,
+    #[command(flatten)]
+    pub(crate) endpoints: EndpointArgs,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
 }
 
 #[derive(Args)]

@@ -5,12 +5,14 @@ use std::io;
 use sealblk_block::Caching;
 use sealblk_control::{AttachVolume, ControlError, MetricsAddress, Pool};
 use sealblk_keymem::harden_process;
-use sealblk_nbd::{ConnectionEvent, Events, Peer};
+use sealblk_nbd::{ConnectionEvent, Events, Peer, Refusal};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::AttachArgs;
+use crate::endpoint_args::allow_many_files;
 use crate::exit::Failure;
-use crate::output::Output;
+
+use crate::output::{Output, chain};
 use crate::place::Place;
 use crate::volume::id;
 
@@ -18,8 +20,7 @@ use crate::volume::id;
 pub(crate) fn run(pool: &Pool, place: &Place, args: &AttachArgs, output: &Output) -> Result<(), Failure> {
     let request = AttachVolume {
         volume: id(&args.volume)?,
-        socket: args.socket.as_deref().map(std::path::absolute).transpose()?,
-        listen: args.listen.clone(),
+        endpoints: args.endpoints.endpoints()?,
         read_only: args.read_only,
         caching: match (args.direct, args.buffered) {
             (true, _) => Some(Caching::Direct),
@@ -30,8 +31,10 @@ pub(crate) fn run(pool: &Pool, place: &Place, args: &AttachArgs, output: &Output
             Some(MetricsAddress::Unix(path)) => Some(MetricsAddress::Unix(std::path::absolute(path)?)),
             other => other.clone(),
         },
-        max_connections: usize::try_from(args.max_connections).expect("a usize has 32 bits at least"),
+        limits: args.limits.limits(),
     };
+    // Fewer files than clients is the machine's decision: the others wait to be accepted.
+    let _ = allow_many_files();
     // Before any key is asked for.
     harden_process().map_err(ControlError::from)?;
     let failed = |source| ControlError::Start { what: "the I/O runtime", source };
@@ -41,10 +44,13 @@ pub(crate) fn run(pool: &Pool, place: &Place, args: &AttachArgs, output: &Output
     let attachment = pool.attach_volume(&place.runtime, &request)?;
     // The key is unwrapped: whatever opened the key store is not kept while the volume is served.
     place.source.forget();
+    if args.endpoints.admits_anybody() {
+        output.note("warning: clients from elsewhere are not asked who they are: whoever reaches the port reads and writes the volume (see --tls-verify-peer)");
+    }
     if let Some(url) = attachment.metrics_url() {
         output.note(&format!("{}: metrics at {url}", request.volume));
     }
-    announce(&request, attachment.uris(), output)?;
+    announce(&request, attachment.uris(), args.endpoints.stdio, output)?;
     let mut notes = Notes { output };
     let shutdown = async {
         signals.wait().await;
@@ -56,9 +62,13 @@ pub(crate) fn run(pool: &Pool, place: &Place, args: &AttachArgs, output: &Output
     Ok(())
 }
 
-/// Says that clients may come: to whoever reads stdout, and to the service manager.
-fn announce(request: &AttachVolume, uris: &[String], output: &Output) -> io::Result<()> {
-    output.line(&format!("ready {} {}", request.volume, uris.join(" ")))?;
+/// Says that clients may come: to whoever reads stdout, unless that is the client itself, and to the service
+/// manager.
+fn announce(request: &AttachVolume, uris: &[String], stdio: bool, output: &Output) -> io::Result<()> {
+    if !stdio {
+        let words = ["ready".to_owned(), request.volume.to_string()];
+        output.line(&[&words, uris].concat().join(" "))?;
+    }
     // Without a service manager there is nobody to tell, which is no failure; nor is one that is gone.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     Ok(())
@@ -92,6 +102,16 @@ impl Signals {
     }
 }
 
+/// Why a client was turned away, in words.
+fn reason(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::TooMany => "too many connections",
+        Refusal::TooManyOfPeer => "too many connections of the same peer",
+        Refusal::User => "this user may not come in (see --allow-uid)",
+        Refusal::NoThread => "no thread can be started for it",
+    }
+}
+
 /// Tells people about connections, on stderr.
 struct Notes<'a> {
     output: &'a Output,
@@ -100,14 +120,17 @@ struct Notes<'a> {
 impl Events for Notes<'_> {
     fn connection(&mut self, connection: u64, event: ConnectionEvent<'_>) {
         let of = |peer: Peer| match peer {
-            Peer::Unix => "a local client".to_owned(),
+            Peer::Unix { uid } => format!("a client of user {uid}"),
             Peer::Tcp(address) => address.to_string(),
+            Peer::Connected => "the client on standard input".to_owned(),
         };
         let text = match event {
             ConnectionEvent::Connected(peer) => format!("{} connected", of(peer)),
-            ConnectionEvent::Refused(peer) => format!("{} turned away: too many connections", of(peer)),
+            ConnectionEvent::Refused(peer, refusal) => {
+                format!("{} turned away: {}", of(peer), reason(refusal))
+            }
             ConnectionEvent::Ended(Ok(ended)) => format!("ended ({ended:?})"),
-            ConnectionEvent::Ended(Err(error)) => format!("ended out of order: {error}"),
+            ConnectionEvent::Ended(Err(error)) => format!("ended out of order: {}", chain(error)),
             ConnectionEvent::Panicked(text) => format!("ended by a bug of ours: {text}"),
             ConnectionEvent::Cut => "did not finish in time and was cut".to_owned(),
             ConnectionEvent::AcceptFailed(error) => format!("a client could not be accepted: {error}"),

@@ -7,7 +7,9 @@
 mod args;
 mod attach;
 mod bench;
+mod endpoint_args;
 mod exit;
+mod inherited;
 mod init;
 mod key;
 mod kms;

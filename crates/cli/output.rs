@@ -103,7 +103,7 @@ pub(crate) fn report(mode: OutputMode, code: &str, error: &dyn Error) {
 }
 
 /// An error and its causes, from the outermost in.
-fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

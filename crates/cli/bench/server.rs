@@ -9,8 +9,10 @@ use std::sync::mpsc;
 
 use sealblk_block::Caching;
 use sealblk_control::{
-    AttachVolume, Attachment, ControlError, CreateVolume, Pool, PoolDirectory, RuntimeDir,
+    AttachVolume, Attachment, ControlError, CreateVolume, Endpoints, Pool, PoolDirectory, RuntimeDir,
+    UnixEndpoint,
 };
+use sealblk_nbd::Limits;
 use tokio::sync::watch;
 
 use crate::attach::Signals;
@@ -88,11 +90,13 @@ impl Volumes<'_> {
             &runtime,
             &AttachVolume {
                 volume: volume.volume_id,
-                socket: Some(self.socket(encrypted)),
-                listen: Vec::new(),
+                endpoints: Endpoints {
+                    socket: UnixEndpoint::At(self.socket(encrypted)),
+                    ..Endpoints::default()
+                },
                 read_only: false,
                 caching: Some(if self.direct { Caching::Direct } else { Caching::Buffered }),
-                max_connections: 4,
+                limits: Limits { max_connections: 4, ..Limits::default() },
                 metrics: None,
             },
         )?;

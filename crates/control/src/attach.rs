@@ -4,8 +4,6 @@
 //! made the process undumpable before.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sealblk_block::{BlockDevice, BlockLane, ByteDevice, Caching};
@@ -15,31 +13,29 @@ use tokio::sync::watch;
 
 use crate::attachment::{Announcement, AttachmentRecord, AttachmentState};
 use crate::conversation::{Answer, ControlSocket};
+use crate::endpoints::{BoundEndpoints, Endpoints, UnixEndpoint};
 use crate::error::ControlError;
 use crate::grant::HeldGrant;
 use crate::hold::HeldVolume;
 use crate::metrics::{MetricsAddress, MetricsServer};
 use crate::open::{OpenHow, OpenVolume};
 use crate::pool::Pool;
-use crate::runtime::{BoundSocket, RuntimeDir};
+use crate::runtime::{BoundSocket, Openness, RuntimeDir};
 use crate::stats::StatisticsSource;
-use crate::uri::{tcp_uri, unix_uri};
 
 /// What AttachVolume is asked for.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct AttachVolume {
     /// The volume.
     pub volume: VolumeId,
-    /// The Unix socket to serve at; `None`: the one that [`RuntimeDir::nbd_socket`] names.
-    pub socket: Option<PathBuf>,
-    /// TCP addresses to serve at too: of the loopback interface only. Port 0: any free one.
-    pub listen: Vec<SocketAddr>,
+    /// Where it is served.
+    pub endpoints: Endpoints,
     /// Whether writes are refused. The volume is nobody else's all the same.
     pub read_only: bool,
     /// `None`: files through the page cache, block devices around it.
     pub caching: Option<Caching>,
-    /// Clients at a time.
-    pub max_connections: usize,
+    /// What clients may cost.
+    pub limits: Limits,
     /// Where metrics are served, if anywhere.
     pub metrics: Option<MetricsAddress>,
 }
@@ -48,20 +44,13 @@ pub struct AttachVolume {
 /// keys are wiped, the grant is retired, in this order, and last the lock.
 pub struct Attachment<'p> {
     id: VolumeId,
-    nbd_socket: BoundSocket,
-    listeners: Vec<BoundListener>,
+    endpoints: BoundEndpoints,
     control: ControlSocket,
     metrics: Option<MetricsServer>,
-    uris: Vec<String>,
     limits: Limits,
     volume: OpenVolume<'p>,
     announcement: Announcement,
     _held: HeldVolume,
-}
-
-enum BoundListener {
-    Unix(std::os::unix::net::UnixListener),
-    Tcp(TcpListener),
 }
 
 impl Pool {
@@ -75,11 +64,13 @@ impl Pool {
         request: &AttachVolume,
     ) -> Result<Attachment<'_>, ControlError> {
         let id = request.volume;
-        if let Some(address) = request.listen.iter().find(|address| !address.ip().is_loopback()) {
-            return Err(ControlError::NotLoopback { address: *address });
-        }
+        request.endpoints.check()?;
         request.metrics.as_ref().map_or(Ok(()), MetricsAddress::require_local)?;
-        let nbd_socket = request.socket.clone().unwrap_or_else(|| runtime.nbd_socket(&id));
+        let nbd_socket = match &request.endpoints.socket {
+            UnixEndpoint::Standard => Some(runtime.nbd_socket(&id)),
+            UnixEndpoint::At(path) => Some(path.clone()),
+            UnixEndpoint::Absent => None,
+        };
         let control_socket = runtime.control_socket(&id);
 
         let mut held = self.hold(id)?;
@@ -87,7 +78,7 @@ impl Pool {
         let (_, record) = self.load(id)?;
         let mut holder = AttachmentRecord::of_this_process(AttachmentState::Attaching, request.read_only);
         holder.control_socket = Some(control_socket.clone());
-        holder.sockets = vec![nbd_socket.clone(), control_socket.clone()];
+        holder.sockets = nbd_socket.iter().chain([&control_socket]).cloned().collect();
         if let Some(MetricsAddress::Unix(path)) = &request.metrics {
             holder.sockets.push(path.clone());
         }
@@ -96,53 +87,24 @@ impl Pool {
         let how = OpenHow { read_only: request.read_only, caching: request.caching };
         let volume = self.open_volume(&mut held, &record, how, &mut announcement)?;
 
-        let (control, listener) = BoundSocket::bind(&control_socket)?;
+        let (control, listener) = BoundSocket::bind(&control_socket, Openness::Owner)?;
         let control = ControlSocket::new(control, listener);
-        let (nbd_socket, listeners, uris) = listen(id, &nbd_socket, &request.listen)?;
+        let endpoints = request.endpoints.bind(id, nbd_socket.as_ref())?;
         let metrics = request.metrics.as_ref().map(MetricsServer::bind).transpose()?;
         announcement.update(|holder| {
             holder.state = AttachmentState::Attached;
-            holder.uris.clone_from(&uris);
+            holder.uris = endpoints.uris().to_vec();
         })?;
-        let limits = Limits { max_connections: request.max_connections, ..Limits::default() };
-        Ok(Attachment {
-            id,
-            nbd_socket,
-            listeners,
-            control,
-            metrics,
-            uris,
-            limits,
-            volume,
-            announcement,
-            _held: held,
-        })
+        let limits = request.limits.clone();
+        Ok(Attachment { id, endpoints, control, metrics, limits, volume, announcement, _held: held })
     }
-}
-
-/// Every socket that clients are served at, and their URIs, the Unix socket's first.
-fn listen(
-    id: VolumeId,
-    socket: &Path,
-    addresses: &[SocketAddr],
-) -> Result<(BoundSocket, Vec<BoundListener>, Vec<String>), ControlError> {
-    let (bound, unix) = BoundSocket::bind(socket)?;
-    let mut listeners = vec![BoundListener::Unix(unix)];
-    let mut uris = vec![unix_uri(id, socket)];
-    for address in addresses {
-        let failed = |source| ControlError::Listen { address: *address, source };
-        let listener = TcpListener::bind(address).map_err(failed)?;
-        uris.push(tcp_uri(id, listener.local_addr().map_err(failed)?));
-        listeners.push(BoundListener::Tcp(listener));
-    }
-    Ok((bound, listeners, uris))
 }
 
 impl Attachment<'_> {
     /// Where clients reach the volume: NBD URIs, that of the Unix socket first. Clients may connect already; they
     /// are served once [`Self::serve`] runs.
     pub fn uris(&self) -> &[String] {
-        &self.uris
+        self.endpoints.uris()
     }
 
     /// Where metrics are served: a URL, or `unix:` and a path.
@@ -160,7 +122,7 @@ impl Attachment<'_> {
         events: &mut impl Events,
         shutdown: impl Future<Output = ()>,
     ) -> Result<ServeReport, ControlError> {
-        let Self { id, nbd_socket, listeners, mut control, mut metrics, .. } = self;
+        let Self { id, endpoints, mut control, mut metrics, .. } = self;
         let Self { limits, volume, mut announcement, _held, .. } = self;
         let statistics = Arc::<Statistics>::default();
         let source = StatisticsSource::new(id, Arc::clone(&statistics), volume.cipher_statistics());
@@ -182,13 +144,15 @@ impl Attachment<'_> {
                 }
             }
         };
+        let (listeners, socket) =
+            endpoints.on_this_runtime().map_err(|source| ControlError::Serve { id, source })?;
         let front = Front { id, listeners, limits, statistics };
         let (report, grant) = match volume {
             OpenVolume::Plain(volume) => (front.serve(volume, events, over).await, None),
             OpenVolume::Encrypted(volume, grant) => (front.serve(volume, events, over).await, Some(grant)),
         };
         // The volume, and with it every key, is gone from here on.
-        drop((nbd_socket, metrics));
+        drop((socket, metrics));
         let ended = end(grant, &mut announcement);
         let outcome = match (report, ended) {
             (Ok(report), Ok(())) => announcement.withdraw().map(|()| report),
@@ -205,7 +169,7 @@ impl Attachment<'_> {
 /// What clients meet, whatever is behind it.
 struct Front {
     id: VolumeId,
-    listeners: Vec<BoundListener>,
+    listeners: Vec<Listener>,
     limits: Limits,
     statistics: Arc<Statistics>,
 }
@@ -222,8 +186,6 @@ impl Front {
         let name = id.to_string();
         let info = ExportInfo::new(&name, &[], "").expect("a volume's id is a short text without NUL");
         let failed = |source| ControlError::Serve { id, source };
-        let listeners =
-            listeners.into_iter().map(on_this_runtime).collect::<io::Result<_>>().map_err(failed)?;
         let device = ByteDevice::new(volume);
         let server = Server::new(device.clone(), info, limits).counting_in(statistics);
         let report = server.serve(listeners, over, events).await;
@@ -238,19 +200,6 @@ impl Front {
         }
         Ok(report)
     }
-}
-
-fn on_this_runtime(listener: BoundListener) -> io::Result<Listener> {
-    Ok(match listener {
-        BoundListener::Unix(listener) => {
-            listener.set_nonblocking(true)?;
-            Listener::Unix(tokio::net::UnixListener::from_std(listener)?)
-        }
-        BoundListener::Tcp(listener) => {
-            listener.set_nonblocking(true)?;
-            Listener::Tcp(tokio::net::TcpListener::from_std(listener)?)
-        }
-    })
 }
 
 /// Retires the grant. If that fails, the announcement stays, so that the next holder tries again.

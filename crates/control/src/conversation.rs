@@ -187,7 +187,7 @@ mod tests {
     fn socket() -> (tempfile::TempDir, std::path::PathBuf, ControlSocket) {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("v.ctl");
-        let (socket, listener) = BoundSocket::bind(&path).expect("a socket");
+        let (socket, listener) = BoundSocket::bind(&path, crate::runtime::Openness::Owner).expect("a socket");
         (dir, path, ControlSocket::new(socket, listener))
     }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use sealblk_block::BlockError;
 use sealblk_keymem::KeyMemError;
 use sealblk_kms::{KeyState, KmsError, KmsErrorKind};
+use sealblk_nbd::TlsError;
 use sealblk_record::RecordError;
 use sealblk_volume::{MalformedId, OpenError, SealError, SizeError, VolumeId};
 
@@ -112,8 +113,19 @@ pub enum ControlError {
     #[error(transparent)]
     Socket(#[from] SocketError),
     /// An address that others could reach.
-    #[error("{address} is not a loopback address; TCP is served on loopback only until there is TLS")]
+    #[error(
+        "{address} is not a loopback address, and TCP there needs TLS: give certificates (--tls-certificates), or let everybody on the network read and write the volume (--danger-plaintext-tcp)"
+    )]
     NotLoopback { address: SocketAddr },
+    /// What a service manager passed is not what clients can connect to.
+    #[error("a socket passed by the service manager cannot be served: {reason}")]
+    InheritedSocket { reason: &'static str },
+    /// Standard input and output are no connection to a client.
+    #[error("standard input and output are neither one stream socket nor two pipes: there is no client")]
+    InheritedClient,
+    /// The certificates cannot be used.
+    #[error("TLS")]
+    Tls(#[from] TlsError),
     /// An address for metrics that others could reach.
     #[error("{address} is not a loopback address; metrics are served on loopback or a Unix socket only")]
     MetricsNotLoopback { address: SocketAddr },
@@ -179,9 +191,12 @@ impl ControlError {
                 ("UnauthorizedOperation", Denied)
             }
             Self::MalformedId(_) => ("InvalidVolumeID.Malformed", Usage),
-            Self::Size(_) | Self::NotLoopback { .. } | Self::MetricsNotLoopback { .. } => {
-                ("InvalidParameterValue", Usage)
-            }
+            Self::Size(_)
+            | Self::NotLoopback { .. }
+            | Self::MetricsNotLoopback { .. }
+            | Self::InheritedSocket { .. }
+            | Self::InheritedClient
+            | Self::Tls(_) => ("InvalidParameterValue", Usage),
             Self::Outcome(OutcomeError::KeyWithoutEncrypted) => ("InvalidParameterDependency", Usage),
             Self::Outcome(_) => ("InvalidParameterCombination", Usage),
             Self::VolumeNotFound { .. } => ("InvalidVolume.NotFound", NotFound),

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::ControlError;
 use crate::exposition::{CONTENT_TYPE, exposition};
-use crate::runtime::BoundSocket;
+use crate::runtime::{BoundSocket, Openness};
 use crate::stats::StatisticsSource;
 
 /// No request's head is longer.
@@ -92,7 +92,7 @@ impl MetricsServer {
                 (MetricsListener::Tcp(listener), url, None)
             }
             MetricsAddress::Unix(path) => {
-                let (socket, listener) = BoundSocket::bind(path)?;
+                let (socket, listener) = BoundSocket::bind(path, Openness::Owner)?;
                 (MetricsListener::Unix(listener), format!("unix:{}", path.display()), Some(socket))
             }
         };

@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, fchmod};
+use rustix::fs::{Mode, chmod, fchmod};
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use sealblk_volume::VolumeId;
 
@@ -76,10 +76,10 @@ pub(crate) struct BoundSocket {
 }
 
 impl BoundSocket {
-    /// Listens at `path`, mode 0600, in a directory that is made for its owner only if it is not there.
+    /// Listens at `path`, in a directory that is made for its owner only if it is not there.
     ///
     /// A socket file at which nobody answers is what a killed server leaves: it is replaced.
-    pub(crate) fn bind(path: &Path) -> Result<(Self, UnixListener), SocketError> {
+    pub(crate) fn bind(path: &Path, openness: Openness) -> Result<(Self, UnixListener), SocketError> {
         let failed = |source| SocketError::Io { path: path.to_owned(), source };
         if path.as_os_str().len() > SOCKET_PATH_BYTES {
             return Err(SocketError::TooLong { path: path.to_owned() });
@@ -88,7 +88,7 @@ impl BoundSocket {
             DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
         }
         remove_dead(path)?;
-        let listener = listen_private(path).map_err(|errno| failed(errno.into()))?;
+        let listener = listen(path, openness).map_err(|errno| failed(errno.into()))?;
         Ok((Self { path: path.to_owned() }, listener))
     }
 }
@@ -100,12 +100,25 @@ impl Drop for BoundSocket {
     }
 }
 
+/// Who can open a socket's file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Openness {
+    /// Its owner (mode 0600).
+    Owner,
+    /// Everybody who can reach it (mode 0666): the server asks the kernel who it is.
+    Everybody,
+}
+
 /// Listens at `path`. Linux makes a socket's file with the mode of the unbound socket, so that there is no moment
-/// at which others could connect, and no umask of the whole process to change.
-fn listen_private(path: &Path) -> rustix::io::Result<UnixListener> {
+/// at which others could connect, and no umask of the whole process to change; what is for others is opened to them
+/// afterwards, past that umask.
+fn listen(path: &Path, openness: Openness) -> rustix::io::Result<UnixListener> {
     let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
     net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    if openness == Openness::Everybody {
+        chmod(path, Mode::from_raw_mode(0o666))?;
+    }
     net::listen(&socket, BACKLOG)?;
     Ok(socket.into())
 }
@@ -140,11 +153,12 @@ mod tests {
     fn a_dead_servers_socket_is_replaced_and_a_live_one_is_not() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("run/a.sock");
-        let (first, listener) = BoundSocket::bind(&path).expect("a fresh socket");
-        assert!(matches!(BoundSocket::bind(&path), Err(SocketError::InUse { .. })));
+        let (first, listener) = BoundSocket::bind(&path, Openness::Owner).expect("a fresh socket");
+        assert!(matches!(BoundSocket::bind(&path, Openness::Owner), Err(SocketError::InUse { .. })));
         drop(listener);
         std::mem::forget(first);
-        let (second, _listener) = BoundSocket::bind(&path).expect("the dead socket is replaced");
+        let (second, _listener) =
+            BoundSocket::bind(&path, Openness::Owner).expect("the dead socket is replaced");
         assert!(UnixStream::connect(&path).is_ok());
         drop(second);
         assert!(!path.exists());
@@ -154,9 +168,18 @@ mod tests {
     fn sockets_are_for_their_owner_only() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("run/a.sock");
-        let _bound = BoundSocket::bind(&path).expect("a fresh socket");
+        let _bound = BoundSocket::bind(&path, Openness::Owner).expect("a fresh socket");
         let mode = |path: &Path| fs::metadata(path).expect("it exists").permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(&dir.path().join("run"))), (0o600, 0o700));
+    }
+
+    #[test]
+    fn a_socket_for_other_users_can_be_opened_by_them_whatever_the_umask() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("a.sock");
+        let _bound = BoundSocket::bind(&path, Openness::Everybody).expect("a fresh socket");
+        let mode = fs::metadata(&path).expect("it exists").permissions().mode();
+        assert_eq!(mode & 0o777, 0o666);
     }
 
     #[test]
@@ -164,7 +187,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("a.sock");
         fs::write(&path, "precious").expect("a file");
-        assert!(matches!(BoundSocket::bind(&path), Err(SocketError::NotASocket { .. })));
+        assert!(matches!(BoundSocket::bind(&path, Openness::Owner), Err(SocketError::NotASocket { .. })));
         assert_eq!(fs::read(&path).expect("it is still there"), b"precious");
     }
 
@@ -172,7 +195,7 @@ mod tests {
     fn a_path_longer_than_a_socket_address_is_named() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("x".repeat(108));
-        let error = BoundSocket::bind(&path).expect_err("too long").to_string();
+        let error = BoundSocket::bind(&path, Openness::Owner).expect_err("too long").to_string();
         assert!(error.contains("the kernel takes 107"), "{error}");
     }
 }

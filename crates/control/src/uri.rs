@@ -21,9 +21,10 @@ pub(crate) fn unix_uri(id: VolumeId, socket: &Path) -> String {
     uri
 }
 
-/// `nbd://ADDRESS:PORT/VOL`.
-pub(crate) fn tcp_uri(id: VolumeId, address: SocketAddr) -> String {
-    format!("nbd://{address}/{id}")
+/// `nbd://ADDRESS:PORT/VOL`; with TLS `nbds://…`.
+pub(crate) fn tcp_uri(id: VolumeId, address: SocketAddr, tls: bool) -> String {
+    let scheme = if tls { "nbds" } else { "nbd" };
+    format!("{scheme}://{address}/{id}")
 }
 
 #[cfg(test)]
@@ -35,9 +36,8 @@ mod tests {
         let id: VolumeId = "vol-0123456789abcdef0".parse().expect("an id");
         let uri = unix_uri(id, Path::new("/run/a b/ü&?.sock"));
         assert_eq!(uri, "nbd+unix:///vol-0123456789abcdef0?socket=/run/a%20b/%C3%BC%26%3F.sock");
-        assert_eq!(
-            tcp_uri(id, "[::1]:7".parse().expect("an address")),
-            "nbd://[::1]:7/vol-0123456789abcdef0"
-        );
+        let address = "[::1]:7".parse().expect("an address");
+        assert_eq!(tcp_uri(id, address, false), "nbd://[::1]:7/vol-0123456789abcdef0");
+        assert_eq!(tcp_uri(id, address, true), "nbds://[::1]:7/vol-0123456789abcdef0");
     }
 }

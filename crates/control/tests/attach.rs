@@ -240,7 +240,8 @@ fn tcp_off_loopback_is_refused_before_anything_is_touched() {
     let volume = rig.encrypted();
     let calls = rig.calls().len();
     let mut request = rig.attach_request(volume.volume_id);
-    request.listen = vec!["127.0.0.1:0".parse().expect("one"), "0.0.0.0:0".parse().expect("another")];
+    request.endpoints.listen =
+        vec!["127.0.0.1:0".parse().expect("one"), "0.0.0.0:0".parse().expect("another")];
     let (code, class, message) = verdict(rig.pool.attach_volume(&rig.runtime(), &request));
     assert_eq!((code, class), ("InvalidParameterValue", ErrorClass::Usage));
     assert!(message.contains("0.0.0.0:0") && message.contains("loopback"), "{message}");

@@ -8,7 +8,7 @@
 use std::error::Error;
 
 use sealblk_block::{BlockDevice, ByteDevice, FileDevice, FileOptions, MemoryDevice, SECTOR_BYTES};
-use sealblk_nbd::{ConnectionEvent, Events, ExportInfo, Limits, Listener, Server};
+use sealblk_nbd::{ConnectionEvent, Events, ExportInfo, Limits, Listener, Server, Users};
 
 struct Log;
 
@@ -19,7 +19,8 @@ impl Events for Log {
 }
 
 async fn serve<D: BlockDevice>(device: D, socket: &str) -> Result<(), Box<dyn Error>> {
-    let listener = Listener::Unix(tokio::net::UnixListener::bind(socket)?);
+    let socket_of_ours = tokio::net::UnixListener::bind(socket)?;
+    let listener = Listener::Unix { socket: socket_of_ours, users: Users::Any };
     let info = ExportInfo::new("memory", &["mem"], "an example")?;
     let server = Server::new(ByteDevice::new(device), info, Limits::default());
     let interrupted = async {

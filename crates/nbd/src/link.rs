@@ -14,11 +14,13 @@ use std::time::Duration;
 
 use sealblk_block::Buffer;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::Instant;
 
-use crate::connection::{ConnectionError, Ended};
+use crate::connection::{ConnectionError, Ended, Limits};
 use crate::inbox::Inbox;
 use crate::lane::Shared;
 use crate::patience::Patience;
+use crate::stall::StallClock;
 
 /// A stopping lane takes silence of this length to mean that the client is waiting for replies.
 const STOP_QUIET: Duration = Duration::from_millis(50);
@@ -38,6 +40,20 @@ pub(crate) struct Link<S> {
     stream: S,
     inbox: Inbox,
     patience: Patience,
+    stall: StallClock,
+    /// How long a client may leave a message unfinished without sending any of it.
+    message_stall: Duration,
+    /// How long it may take none of its replies.
+    reply_stall: Duration,
+}
+
+/// What a wait is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Awaited {
+    /// The rest of a message: the client has begun it and owes it.
+    Message,
+    /// Something that a client in good order may take as long with as it likes, or that is ours to bring.
+    Other,
 }
 
 /// What came of waiting for input.
@@ -51,8 +67,15 @@ enum Input {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
-    pub(crate) fn new(stream: S, inbox: Inbox) -> Self {
-        Self { stream, inbox, patience: Patience::new() }
+    pub(crate) fn new(stream: S, inbox: Inbox, limits: &Limits) -> Self {
+        Self {
+            stream,
+            inbox,
+            patience: Patience::new(),
+            stall: StallClock::default(),
+            message_stall: limits.message_stall,
+            reply_stall: limits.reply_stall,
+        }
     }
 
     /// Receives the next request's header into all of `header`.
@@ -81,7 +104,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         if let Some(buffer) = lane.buffers().try_take(len) {
             return Ok(buffer);
         }
-        self.wait(lane, |_, _| {
+        self.wait(lane, Awaited::Other, |_, _| {
             lane.buffers().try_take(len).map_or(Poll::Pending, |buffer| Poll::Ready(Ok(buffer)))
         })
         .await
@@ -93,7 +116,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         let mut filled = self.inbox.take_into(buffer);
         while filled < buffer.len() {
             let count = self
-                .wait(lane, |link, context| {
+                .wait(lane, Awaited::Message, |link, context| {
                     let mut room = ReadBuf::new(&mut buffer[filled..]);
                     ready!(Pin::new(&mut link.stream).poll_read(context, &mut room))?;
                     Poll::Ready(Ok(room.filled().len()))
@@ -126,16 +149,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     /// Sends replies until all that was accepted is answered. The last task of the worker that met the
     /// end of input.
     pub(crate) async fn answer_the_rest(&mut self, lane: &Shared) -> Result<(), End> {
-        self.wait(lane, |_, _| if lane.is_all_answered() { Poll::Ready(Ok(())) } else { Poll::Pending }).await
+        let answered = || if lane.is_all_answered() { Poll::Ready(Ok(())) } else { Poll::Pending };
+        self.wait(lane, Awaited::Other, |_, _| answered()).await
     }
 
     /// Ends the stream so that the client sees it, and waits a little for the client to do the same.
     pub(crate) async fn close(mut self) {
-        // Failing here means that the client is gone already: the purpose is reached.
-        if self.stream.shutdown().await.is_err() {
-            return;
-        }
         let until_closed = async {
+            // Failing here means that the client is gone already: the purpose is reached. It may also wait, for
+            // TLS has a last message to send.
+            if self.stream.shutdown().await.is_err() {
+                return;
+            }
             loop {
                 let unread = self.inbox.unread().len();
                 self.inbox.consume(unread);
@@ -157,7 +182,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
             true if lane.buffers().kept_bytes() > IDLE_KEPT_BYTES => Some(IDLE),
             _ => None,
         };
-        let arrival = self.wait(lane, |link, context| {
+        let awaited = if between_requests { Awaited::Other } else { Awaited::Message };
+        let arrival = self.wait(lane, awaited, |link, context| {
             if between_requests && lane.is_stopping() && !stopping {
                 return Poll::Ready(Ok(Input::Stopping));
             }
@@ -173,7 +199,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     /// Sends what is queued, as far as the client takes it; waits only if the queue is full.
     async fn send_queued(&mut self, lane: &Shared) -> Result<(), End> {
         let mut tried = false;
-        self.wait(lane, |_, _| {
+        self.wait(lane, Awaited::Other, |_, _| {
             let enough = tried && !lane.outbox().is_full();
             tried = true;
             if enough { Poll::Ready(Ok(())) } else { Poll::Pending }
@@ -182,38 +208,57 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     }
 
     /// Waits until `ready` says so, sending queued replies meanwhile. Before it sleeps it looks again for a
-    /// while, if that has paid lately.
+    /// while, if that has paid lately. A client that stalls ends the wait.
     async fn wait<T>(
         &mut self,
         lane: &Shared,
+        awaited: Awaited,
         mut ready: impl FnMut(&mut Self, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Result<T, End> {
+        let mut since = None;
         let outcome = poll_fn(|context| {
             if let Poll::Ready(outcome) = ready(self, context) {
-                return Poll::Ready(outcome);
+                return Poll::Ready(outcome.map_err(ConnectionError::Socket));
             }
             if !lane.outbox().is_empty() {
                 let sent = lane.poll_send(&mut self.stream, context);
                 if let Poll::Ready(Err(error)) = sent {
-                    return Poll::Ready(Err(error));
+                    return Poll::Ready(Err(ConnectionError::Socket(error)));
                 }
                 // Sending gave back buffers and room in the queue, which may be what is waited for.
                 if let Poll::Ready(outcome) = ready(self, context) {
-                    return Poll::Ready(outcome);
+                    return Poll::Ready(outcome.map_err(ConnectionError::Socket));
                 }
             }
             lane.nudge_when_queued(context.waker());
             if self.patience.look_again() {
                 // The runtime asks the kernel for events without sleeping, and comes back.
                 context.waker().wake_by_ref();
+                return Poll::Pending;
             }
-            Poll::Pending
+            let since = (awaited == Awaited::Message).then(|| *since.get_or_insert_with(Instant::now));
+            self.poll_stall(lane, since, context).map(Err)
         })
         .await;
         self.patience.over();
         outcome.map_err(|error| {
             lane.give_up_sending();
-            Err(ConnectionError::Socket(error))
+            Err(error)
         })
+    }
+
+    /// Ready when the client has stalled: with a message that is waited for `since` then, or with its replies.
+    fn poll_stall(
+        &mut self,
+        lane: &Shared,
+        since: Option<Instant>,
+        context: &mut Context<'_>,
+    ) -> Poll<ConnectionError> {
+        let message = since.map(|since| (since + self.message_stall, ConnectionError::MessageStalled));
+        let reply = lane.outbox().stuck_since();
+        let reply = reply.map(|since| (since + self.reply_stall, ConnectionError::ReplyStalled));
+        let first = message.into_iter().chain(reply).min_by_key(|(due, _)| *due);
+        let Some((due, error)) = first else { return Poll::Pending };
+        self.stall.poll(due, context).map(|()| error)
     }
 }

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use sealblk_block::Buffer;
 use tokio::io::AsyncWrite;
+use tokio::time::Instant;
 
 use crate::buffers::Buffers;
 use crate::reply::Head;
@@ -28,6 +29,10 @@ pub(crate) struct Outbox {
     /// How much of the first reply was sent.
     sent_bytes: usize,
     unsent_bytes: usize,
+    /// The stream took bytes that it has not passed on yet, as TLS does.
+    unflushed: bool,
+    /// When the client stopped taking bytes, if it did.
+    stuck_since: Option<Instant>,
     /// Set when writing has become impossible: replies are dropped from then on.
     closed: bool,
 }
@@ -68,7 +73,14 @@ impl Reply {
 
 impl Outbox {
     pub(crate) fn new() -> Self {
-        Self { replies: VecDeque::with_capacity(PIECES), sent_bytes: 0, unsent_bytes: 0, closed: false }
+        Self {
+            replies: VecDeque::with_capacity(PIECES),
+            sent_bytes: 0,
+            unsent_bytes: 0,
+            unflushed: false,
+            stuck_since: None,
+            closed: false,
+        }
     }
 
     /// Queues a reply. Its buffer goes back to `buffers` once it is sent.
@@ -81,8 +93,14 @@ impl Outbox {
         self.replies.push_back(reply);
     }
 
+    /// Whether everything has left.
     pub(crate) fn is_empty(&self) -> bool {
-        self.replies.is_empty()
+        self.replies.is_empty() && !self.unflushed
+    }
+
+    /// Since when there is something to send and the client takes none of it.
+    pub(crate) fn stuck_since(&self) -> Option<Instant> {
+        self.stuck_since
     }
 
     /// Whether enough is queued to be sent before the next request is looked at.
@@ -98,6 +116,8 @@ impl Outbox {
     /// Drops everything, and whatever will be pushed: nobody is there to read it.
     pub(crate) fn close(&mut self, buffers: &mut Buffers) {
         self.closed = true;
+        self.unflushed = false;
+        self.stuck_since = None;
         self.unsent_bytes = 0;
         self.sent_bytes = 0;
         for reply in self.replies.drain(..) {
@@ -112,6 +132,20 @@ impl Outbox {
         buffers: &mut Buffers,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
+        let sent = self.poll_send_all(stream, buffers, context);
+        match sent {
+            Poll::Pending => _ = self.stuck_since.get_or_insert_with(Instant::now),
+            Poll::Ready(_) => self.stuck_since = None,
+        }
+        sent
+    }
+
+    fn poll_send_all<S: AsyncWrite + Unpin>(
+        &mut self,
+        stream: &mut S,
+        buffers: &mut Buffers,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
         while !self.replies.is_empty() {
             let mut pieces = [IoSlice::new(&[]); PIECES];
             let count = self.fill_pieces(&mut pieces);
@@ -119,9 +153,13 @@ impl Outbox {
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
+            self.unflushed = true;
+            self.stuck_since = None;
             self.forget(written, buffers);
         }
-        Pin::new(stream).poll_flush(context)
+        ready!(Pin::new(stream).poll_flush(context))?;
+        self.unflushed = false;
+        Poll::Ready(Ok(()))
     }
 
     /// Points `pieces` at unsent bytes, in order; says how many are used.

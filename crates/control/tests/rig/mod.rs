@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
 use sealblk_control::{
-    AttachVolume, ControlError, CreateVolume, Pool, PoolDirectory, RuntimeDir, VolumeDescription, VolumeId,
+    AttachVolume, ControlError, CreateVolume, Endpoints, Pool, PoolDirectory, RuntimeDir, VolumeDescription,
+    VolumeId,
 };
 use sealblk_kms::local::{LocalKms, Scope};
 use sealblk_kms::{
     DecryptRequest, EncryptionContext, Grant, GrantId, GrantRequest, KeyMetadata, Kms, KmsError,
     KmsErrorKind, Principal, ReEncryptRequest, WrappedKey,
 };
+use sealblk_nbd::Limits;
 use tokio::sync::oneshot;
 
 /// A fresh pool.
@@ -75,12 +77,11 @@ impl Rig {
     pub(crate) fn attach_request(&self, volume: VolumeId) -> AttachVolume {
         AttachVolume {
             volume,
-            socket: None,
-            listen: Vec::new(),
+            endpoints: Endpoints::default(),
             metrics: None,
             read_only: false,
             caching: None,
-            max_connections: 4,
+            limits: Limits { max_connections: 4, ..Limits::default() },
         }
     }
 

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use sealblk_block::{BlockDevice, BlockError, ByteDevice, Geometry, MemoryDevice, MemoryLane, Operation};
-use sealblk_nbd::{ConnectionEvent, Events, Limits, Listener, ServeReport, Server};
+use sealblk_nbd::{ConnectionEvent, Events, Limits, Listener, ServeReport, Server, Users};
 use sealblk_testkit::nbd_client::{NbdClient, RequestHeader};
 use tokio::sync::oneshot;
 
@@ -48,7 +48,10 @@ fn run<D: BlockDevice>(device: D, limits: Limits) -> Running {
             let shutdown = async {
                 let _ = stopped.await;
             };
-            let listeners = vec![Listener::Unix(unix), Listener::Tcp(tcp)];
+            let listeners = vec![
+                Listener::Unix { socket: unix, users: Users::Any },
+                Listener::Tcp { socket: tcp, tls: None },
+            ];
             server.serve(listeners, shutdown, &mut Ends(ends)).await
         })
     });
