@@ -85,6 +85,7 @@ pub trait BlockDevice: Send + Sync + 'static {
 /// and is asserted here. Every operation is all or error; a short completion is never success. Futures
 /// are not `Send`. Operations on one lane run concurrently and complete in any order. Dropping a
 /// future abandons its result, not the operation: its buffer lives until the kernel is done with it.
+/// Dropping the lane returns once no operation that was abandoned on it is in flight any more.
 pub trait BlockLane: 'static {
     /// Fills all of `buffer` from `at`. On error the buffer's bytes are unspecified.
     fn read(&self, at: Lba, buffer: Buffer) -> impl Future<Output = Completion>;

@@ -160,7 +160,9 @@ impl Ring {
 }
 
 impl Drop for Ring {
+    /// Waits for what was abandoned: whoever drops a lane may rely on nothing of it reaching the store later.
     fn drop(&mut self) {
+        self.core.end();
         let driver = {
             let mut state = self.core.state.borrow_mut();
             state.closing = true;

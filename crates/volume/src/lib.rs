@@ -9,6 +9,7 @@
 mod cipher;
 mod directory;
 mod id;
+pub mod map;
 mod materialize;
 mod meter;
 mod open;

@@ -1,6 +1,7 @@
 //! What the tests of this crate share: keys, records, an independent cipher, whole-disk reads.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod map;
 pub mod op;
 
 use aes::Aes256;
@@ -16,7 +17,7 @@ use xts_mode::{Xts128, get_tweak_default};
 
 /// Runs `test` where lanes may be opened.
 pub fn run<T>(test: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     tokio::task::LocalSet::new().block_on(&runtime, test)
 }
 

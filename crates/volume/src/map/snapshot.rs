@@ -1,0 +1,235 @@
+//! A snapshot while it is made: the volume's content at one instant, readable from any thread while clients go on.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use sealblk_block::{
+    BlockDevice, BlockError, BlockLane, Buffer, Completion, Durability, Extent, Operation, SectorRange,
+    ZeroMode,
+};
+
+use super::bits::Bits;
+use super::block::{sectors_of, touched};
+use super::device::{MappedDevice, Plan, Shared, block_bytes};
+use super::freeze::Freeze;
+use super::job::Trouble;
+use crate::id::SnapshotId;
+
+/// Why a snapshot was not begun, or not completed.
+#[derive(Debug, thiserror::Error)]
+pub enum FreezeError {
+    /// Another one is in progress: one at a time.
+    #[error("a snapshot of this volume is in progress already")]
+    InProgress,
+    /// The frozen content was lost: a block could not be put aside before a client changed it. The
+    /// volume itself is as it should be.
+    #[error("the content of the volume at the snapshot's instant is lost: a block could not be put aside")]
+    Broken(#[source] std::io::Error),
+}
+
+/// A volume's content at the instant at which [`MappedDevice::begin_snapshot`] returned. Dropped, it is abandoned, and
+/// what is known of changes stays what it was.
+#[derive(Debug)]
+pub struct LiveSnapshot<D, S> {
+    of: MappedDevice<D, S>,
+    spool: Arc<S>,
+    freeze: Arc<Freeze>,
+    needed: Option<Arc<Bits>>,
+    base: Option<SnapshotId>,
+    completed: bool,
+}
+
+/// One thread's way to the frozen content.
+pub struct FrozenReader<D, S> {
+    device: D,
+    spool: S,
+    freeze: Arc<Freeze>,
+    needed: Option<Arc<Bits>>,
+    map: Arc<Shared>,
+}
+
+impl<D: BlockDevice, S: BlockDevice> MappedDevice<D, S> {
+    /// Freezes the content of now: every change acknowledged before the call is in, none that is asked for after
+    /// the return, and of those between each wholly or not at all. Changes wait while those on their way
+    /// finish; reads do not.
+    ///
+    /// `spool` is where blocks are put aside that change before they are read: zeros throughout, as large as
+    /// the volume (a sparse file), of no use afterwards. A keeper must be running while changes may come.
+    pub async fn begin_snapshot(&self, spool: S) -> Result<LiveSnapshot<D, S>, FreezeError> {
+        assert!(spool.geometry().sectors >= self.map.sectors, "a spool has room for every block");
+        if self.map.freezing.swap(true, Ordering::AcqRel) {
+            return Err(FreezeError::InProgress);
+        }
+        let aborted = Aborted(&self.map);
+        let spool = Arc::new(spool);
+        *self.spool.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&spool));
+        // All that takes time for a large volume is made before the gate is closed, but one copy.
+        let base = *self.map.base();
+        let fresh = Arc::new(Bits::new(self.map.blocks));
+        let all = base.is_none().then(|| Bits::full(self.map.blocks));
+        let mut begun = None;
+        self.map
+            .gate
+            .exchange(|plan| {
+                let needed = base.and(plan.changed.clone());
+                let wanted = all.or_else(|| needed.as_ref().map(|needed| needed.copy()));
+                let wanted = wanted.expect("what changed is known, or all is wanted");
+                let freeze = Arc::new(Freeze::new(wanted, self.map.desk.clone()));
+                begun = Some((Arc::clone(&freeze), needed));
+                Plan { changed: Some(fresh), freeze: Some(freeze) }
+            })
+            .await;
+        std::mem::forget(aborted);
+        let (freeze, needed) = begun.expect("an exchange that returned has called its function");
+        Ok(LiveSnapshot { of: self.clone(), spool, freeze, needed, base, completed: false })
+    }
+}
+
+/// A snapshot that was given up before it began.
+struct Aborted<'a>(&'a Shared);
+
+impl Drop for Aborted<'_> {
+    fn drop(&mut self) {
+        self.0.freezing.store(false, Ordering::Release);
+    }
+}
+
+impl<D: BlockDevice, S: BlockDevice> LiveSnapshot<D, S> {
+    /// The snapshot since which it is known exactly what changed: blocks that [`FrozenReader::next`] does not
+    /// name hold what they held in it. `None`: not known of any; blocks that are not named are zeros.
+    pub fn base(&self) -> Option<SnapshotId> {
+        self.base
+    }
+
+    /// How many blocks changed since the base; `None` without one.
+    pub fn changed_blocks(&self) -> Option<u64> {
+        self.needed.as_ref().map(|needed| needed.count())
+    }
+
+    /// How many blocks the volume has.
+    pub fn blocks(&self) -> u64 {
+        self.of.map.blocks
+    }
+
+    /// Opens a way to the content, on the thread that will use it, inside the runtime that lanes need.
+    pub fn open_reader(&self) -> Result<FrozenReader<D::Lane, S::Lane>, BlockError> {
+        Ok(FrozenReader {
+            device: self.of.device.open_lane()?,
+            spool: self.spool.open_lane()?,
+            freeze: Arc::clone(&self.freeze),
+            needed: self.needed.clone(),
+            map: Arc::clone(&self.of.map),
+        })
+    }
+
+    /// The snapshot is stored, as `id`: from now on changes are known since its instant. Fails if the content was
+    /// lost, and is then abandoned: whatever was stored is no snapshot.
+    pub fn complete(mut self, id: SnapshotId) -> Result<(), FreezeError> {
+        if let Some(trouble) = self.freeze.broken() {
+            return Err(FreezeError::Broken(trouble.into()));
+        }
+        self.completed = true;
+        *self.of.map.base() = Some(id);
+        Ok(())
+    }
+}
+
+impl<D, S> Drop for LiveSnapshot<D, S> {
+    fn drop(&mut self) {
+        let map = &self.of.map;
+        // Of a snapshot that was abandoned, what changed before it counts as well as what changed since; if
+        // the former was not known, nothing is.
+        let kept = if self.completed { true } else { self.needed.is_some() };
+        map.gate.replace(|plan| {
+            let changed = plan.changed.clone().filter(|_| kept);
+            if let (false, Some(changed), Some(before)) = (self.completed, &changed, &self.needed) {
+                changed.add(before);
+            }
+            Plan { changed, freeze: None }
+        });
+        self.freeze.finish();
+        *self.of.spool.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        map.freezing.store(false, Ordering::Release);
+    }
+}
+
+impl<D: BlockLane, S: BlockLane> FrozenReader<D, S> {
+    /// The first block at or after `from` that is to be looked at. With a base: that changed since. Without: that
+    /// may hold anything but zeros.
+    pub async fn next(&self, from: u64) -> Result<Option<u64>, BlockError> {
+        match &self.needed {
+            Some(needed) => Ok(needed.next_set(from)),
+            None => self.next_data(from).await,
+        }
+    }
+
+    async fn next_data(&self, from: u64) -> Result<Option<u64>, BlockError> {
+        let mut known: Vec<Extent> = Vec::with_capacity(1);
+        let mut block = from;
+        while block < self.map.blocks {
+            let missing = self.map.restore.as_ref().and_then(|all| all.missing().next_set(block));
+            if missing == Some(block) || self.freeze.is_spooled(block) {
+                return Ok(Some(block));
+            }
+            // As far as nothing is missing, the device tells; what a client has since cleared is in the spool.
+            let range = sectors_of(block..missing.unwrap_or(self.map.blocks), self.map.sectors);
+            known.clear();
+            self.device.extents(range, &mut known).await?;
+            let extent = known.first().expect("a device knows something of the first sector");
+            if !extent.allocation.zero {
+                return Ok(Some(block));
+            }
+            let zeros = SectorRange { start: range.start, count: extent.count };
+            let end = if zeros.end() == range.end() { touched(range).end } else { touched(zeros).end - 1 };
+            if end == block {
+                return Ok(Some(block)); // Zeros at its beginning only.
+            }
+            if let Some(spooled) = self.freeze.next_spooled(block).filter(|&spooled| spooled < end) {
+                return Ok(Some(spooled));
+            }
+            block = end;
+        }
+        Ok(None)
+    }
+
+    /// The length of a block in bytes: 512 KiB, or less for the volume's last.
+    pub fn block_bytes(&self, block: u64) -> usize {
+        block_bytes(block, self.map.sectors)
+    }
+
+    /// Fills `buffer` (its length is the block's) with what `block` held, as it is stored: ciphertext on an encrypted
+    /// volume. A missing block is brought first. Not after [`FrozenReader::release`].
+    pub async fn read(&self, block: u64, mut buffer: Buffer) -> Completion {
+        let range = sectors_of(block..block + 1, self.map.sectors);
+        assert_eq!(range.bytes(), buffer.len() as u64, "a buffer for this block");
+        let lost = |trouble: Trouble| trouble.answer(Operation::Read, range.start);
+        if let Some(restore) = &self.map.restore
+            && let Err(trouble) = restore.need(block).await
+        {
+            return (Err(lost(trouble)), buffer);
+        }
+        let mut result = Ok(());
+        if !self.freeze.is_spooled(block) {
+            (result, buffer) = self.device.read(range.start, buffer).await;
+        }
+        // Looked at after the read: a block that a client was let to change meanwhile is in the spool.
+        if let Some(trouble) = self.freeze.broken() {
+            return (Err(lost(trouble)), buffer);
+        }
+        if self.freeze.is_spooled(block) {
+            (result, buffer) = self.spool.read(range.start, buffer).await;
+        }
+        (result, buffer)
+    }
+
+    /// `block` was read, and will not be again: it may change without being put aside, and what was put aside
+    /// is given back.
+    pub async fn release(&self, block: u64) -> Result<(), BlockError> {
+        self.freeze.release(block);
+        if !self.freeze.is_spooled(block) {
+            return Ok(());
+        }
+        let range = sectors_of(block..block + 1, self.map.sectors);
+        self.spool.zero(range, ZeroMode::MayUnmap, Durability::Volatile).await
+    }
+}
