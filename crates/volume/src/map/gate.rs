@@ -48,14 +48,18 @@ pub(crate) struct LaneGate<P> {
     gate: Arc<WriteGate<P>>,
     in_flight: Arc<Padded>,
     epoch: Cell<u64>,
-    plan: RefCell<Rc<Arc<P>>>,
+    plan: RefCell<Rc<Known<P>>>,
 }
+
+/// A plan that a lane knows. Each write has it: counted by the lane, so that no shared cache line is written.
+#[derive(Debug)]
+struct Known<P>(Arc<P>);
 
 /// A write that has passed. Dropped unfinished, it may still reach the device if it was issued.
 #[derive(Debug)]
 pub(crate) struct Writing<'a, P> {
     lane: &'a LaneGate<P>,
-    plan: Rc<Arc<P>>,
+    plan: Rc<Known<P>>,
     issued: Cell<bool>,
 }
 
@@ -74,7 +78,7 @@ impl<P> WriteGate<P> {
     pub(crate) fn lane(self: &Arc<Self>) -> LaneGate<P> {
         let in_flight = Arc::<Padded>::default();
         lock(&self.lanes).push(Arc::clone(&in_flight));
-        let plan = RefCell::new(Rc::new(self.plan()));
+        let plan = RefCell::new(Rc::new(Known(self.plan())));
         LaneGate { gate: Arc::clone(self), in_flight, epoch: Cell::new(NONE), plan }
     }
 
@@ -143,7 +147,7 @@ impl<P> LaneGate<P> {
 
     /// Looks at the plan that the lane knows, which may not be that of now.
     pub(crate) fn known_plan<T>(&self, look: impl FnOnce(&P) -> T) -> T {
-        look(&self.plan.borrow())
+        look(&self.plan.borrow().0)
     }
 
     async fn wait_until_open(&self) {
@@ -162,7 +166,7 @@ impl<P> LaneGate<P> {
         let plan = lock(&self.gate.plan);
         let epoch = self.gate.epoch.0.load(SeqCst);
         self.epoch.set(if epoch.is_multiple_of(2) { epoch } else { NONE });
-        self.plan.replace(Rc::new(Arc::clone(&plan)));
+        self.plan.replace(Rc::new(Known(Arc::clone(&plan))));
     }
 
     fn leave(&self) {
@@ -184,7 +188,7 @@ impl<P> Drop for LaneGate<P> {
 impl<P> Writing<'_, P> {
     /// What there is to do besides writing.
     pub(crate) fn plan(&self) -> &P {
-        &self.plan
+        &self.plan.0
     }
 
     /// From here on the device may be changed.

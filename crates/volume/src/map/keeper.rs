@@ -140,11 +140,17 @@ struct Keeper<D: BlockDevice, S: BlockDevice, F> {
     calm: Notify,
     next_in_background: Cell<u64>,
     saves: Semaphore,
-    spool: RefCell<Option<(Arc<S>, Rc<S::Lane>)>>,
+    spool: RefCell<Option<OpenSpool<S>>>,
     spare: RefCell<Vec<Buffer>>,
     commits_begun: Cell<u64>,
     /// The number of the last commit that succeeded.
     committed: Cell<u64>,
+}
+
+/// A snapshot's spool, and the keeper's lane on it.
+struct OpenSpool<S: BlockDevice> {
+    spool: Arc<S>,
+    lane: Rc<S::Lane>,
 }
 
 impl<D: BlockDevice, S: BlockDevice, F: BlockFetch> Keeper<D, S, F> {
@@ -341,13 +347,11 @@ impl<D: BlockDevice, S: BlockDevice, F: BlockFetch> Keeper<D, S, F> {
         let spool = self.of.spool.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let spool = spool.ok_or_else(|| io::Error::other("the snapshot is over"))?;
         let mut known = self.spool.borrow_mut();
-        if let Some((of, lane)) = known.as_ref()
-            && Arc::ptr_eq(of, &spool)
-        {
-            return Ok(Rc::clone(lane));
+        if let Some(open) = known.as_ref().filter(|open| Arc::ptr_eq(&open.spool, &spool)) {
+            return Ok(Rc::clone(&open.lane));
         }
         let lane = Rc::new(spool.open_lane()?);
-        *known = Some((spool, Rc::clone(&lane)));
+        *known = Some(OpenSpool { spool, lane: Rc::clone(&lane) });
         Ok(lane)
     }
 
