@@ -100,6 +100,9 @@ Examples:
     /// The defaults of this pool: encryption by default, and the key where no other is named
     #[command(subcommand)]
     Settings(SettingsCommand),
+    /// Look through the log of all calls on keys, and see that nobody has tampered with it
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Measure this machine: its cipher kernels, and what encryption costs of a volume's speed
     #[command(after_help = "\
 Examples:
@@ -343,6 +346,64 @@ Examples:
         /// Id or ARN
         key: String,
     },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum AuditCommand {
+    /// Read the whole log and say which records are missing, altered, out of order or forged, if any are
+    #[command(after_help = "\
+Examples:
+  sealblk audit verify
+  sealblk audit verify --output json | jq '{Intact, LastSequence, LastHash}'
+
+Note the last number and hash elsewhere: a key store that is put back whole to an earlier moment shows only there.")]
+    Verify {
+        /// The record that the log begins with, if older files have been moved away
+        #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u64).range(1..))]
+        first: u64,
+        /// Do not check the seal: it needs the root key, and so a passphrase if there is one
+        #[arg(long)]
+        without_seal: bool,
+    },
+    /// List calls, oldest first
+    #[command(after_help = "\
+Examples:
+  sealblk audit list --last 20
+  sealblk audit list --volume vol-0123456789abcdef0 --event Decrypt
+  sealblk audit list --errors --output json | jq '.Events[] | {eventTime, eventName, errorCode}'")]
+    List {
+        #[command(flatten)]
+        filter: AuditFilter,
+        /// Only the last so many; 0: all
+        #[arg(long, value_name = "N", default_value = "0")]
+        last: usize,
+    },
+    /// Show one record whole
+    #[command(after_help = "\
+Examples:
+  sealblk audit show 17
+  sealblk audit show 8d4ad580-01a0-45ca-a7b9-cec6e3635149")]
+    Show {
+        /// Its number, the request id that an error told, or the event id
+        record: String,
+    },
+}
+
+/// Which calls are listed.
+#[derive(Args)]
+pub(crate) struct AuditFilter {
+    /// Calls about this key: id or ARN
+    #[arg(long, value_name = "KEY")]
+    pub(crate) key: Option<String>,
+    /// Calls for this volume or snapshot
+    #[arg(long, value_name = "VOL")]
+    pub(crate) volume: Option<String>,
+    /// Calls of this operation, `Decrypt` for example
+    #[arg(long, value_name = "NAME")]
+    pub(crate) event: Option<String>,
+    /// Calls that failed
+    #[arg(long)]
+    pub(crate) errors: bool,
 }
 
 /// What protects the key store's root key.

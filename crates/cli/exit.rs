@@ -26,6 +26,15 @@ pub(crate) enum Failure {
     /// There is no passphrase for the key store.
     #[error(transparent)]
     Passphrase(PassphraseError),
+    /// The audit log is not as it was written.
+    #[error("the audit log is not intact: {count} findings")]
+    AuditFindings {
+        /// How many.
+        count: u64,
+    },
+    /// The audit log has no such record.
+    #[error("the audit log has no record {0}")]
+    NoSuchRecord(String),
     /// What was asked for makes no sense.
     #[error("{0}")]
     Usage(String),
@@ -74,6 +83,8 @@ impl Failure {
             Self::Control(error) => error.code(),
             Self::Usage(_) => "InvalidParameterValue",
             Self::Passphrase(_) => "AccessDeniedException",
+            Self::AuditFindings { .. } => "AuditLogNotIntact",
+            Self::NoSuchRecord(_) => "NotFoundException",
             Self::File { .. } | Self::Output(_) | Self::Helper(_) | Self::Bench(_) => "InternalError",
         }
     }
@@ -84,6 +95,8 @@ impl Failure {
             Self::File { .. } | Self::Output(_) | Self::Helper(_) | Self::Bench(_) => 1,
             Self::Usage(_) => 2,
             Self::Passphrase(_) => 5,
+            Self::AuditFindings { .. } => 1,
+            Self::NoSuchRecord(_) => 3,
             Self::Control(error) => match error.class() {
                 ErrorClass::Failed => 1,
                 ErrorClass::Usage => 2,

@@ -6,6 +6,7 @@
 
 mod args;
 mod attach;
+mod audit;
 mod bench;
 mod endpoint_args;
 mod exit;
@@ -51,6 +52,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Volume(command) => volume::run(command, &Place::find(&cli.global)?, &output),
         Command::Key(command) => key::run(command, &Place::find(&cli.global)?, &output),
         Command::Settings(command) => settings::run(command, &Place::find(&cli.global)?, &output),
+        Command::Audit(command) => audit::run(command, &Place::find(&cli.global)?, &output),
         Command::Bench(args) => bench::run(&args, &output),
         Command::Completions { shell } => manual::completions(shell, &output),
         Command::Man { dir } => manual::pages(dir.as_deref(), &output),

@@ -166,6 +166,8 @@ fn a_store_whose_writer_is_killed_at_any_moment_works_on() {
             decrypt(&kms, &key.arn, &wrapped, VOLUME).expect("decrypted");
             kms.list_grants(&key.arn).expect("every list of grants is whole");
         }
+        let report = kms.verify_audit(1, true).expect("the log is readable");
+        assert!(report.is_clean(), "{:?}", report.findings);
     }
 }
 

@@ -6,11 +6,16 @@ mod store;
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sealblk_keymem::DataKey;
 use sealblk_kms::helper::{HelperKms, HelperProgram, ProviderConfig, serve_helper};
-use sealblk_kms::{DecryptRequest, EncryptionContext, GrantId, Kms, KmsError, KmsErrorKind, WrappedKey};
+use sealblk_kms::local::NewProtection;
+use sealblk_kms::{
+    DecryptRequest, EncryptionContext, GrantId, Kms, KmsError, KmsErrorKind, Passphrase, PassphraseSource,
+    Unlock, WrappedKey,
+};
 use store::{
     OTHER_VOLUME, PATIENCE, TestStore, VOLUME, attachment, attachment_grant, context, default_key, helper,
     helper_with, volume_key,
@@ -129,6 +134,66 @@ fn processes_at_once_lose_no_grant() {
         }
     });
     assert_eq!(store.open().list_grants(&arn).expect("listed").len(), CALLERS);
+}
+
+#[test]
+fn processes_at_once_make_one_unbroken_chain_of_all_their_calls() {
+    const PROCESSES: usize = 6;
+    const CALLS_EACH: usize = 5;
+    let store = TestStore::new();
+    let arn = default_key(&store.open()).arn;
+    let before = store.audit().len();
+    std::thread::scope(|scope| {
+        for _ in 0..PROCESSES {
+            let (helper, arn) = (helper(&store), &arn);
+            scope.spawn(move || {
+                for _ in 0..CALLS_EACH {
+                    helper.describe_key(arn).expect("described");
+                }
+            });
+        }
+    });
+    let report = store.open().verify_audit(1, true).expect("the log is readable");
+    assert!(report.is_clean(), "{:?}", report.findings);
+    let expected = u64::try_from(before + PROCESSES * CALLS_EACH).expect("few");
+    assert_eq!((report.records, report.sealed_sequence), (expected, Some(expected)));
+}
+
+#[test]
+fn a_passphrase_reaches_the_helper_and_only_for_calls_that_need_it() {
+    let store = TestStore::new();
+    let passphrase = |text: &str| {
+        let made = Passphrase::init(|bytes| {
+            bytes[..text.len()].copy_from_slice(text.as_bytes());
+            Ok(text.len())
+        });
+        made.expect("a passphrase")
+    };
+    let protected = NewProtection::Passphrase(&passphrase("right"));
+    store.open().create_root_key(protected).expect("a root key under a passphrase");
+    let with = |text: &str| {
+        let source = Some(Arc::new(PassphraseSource::holding(passphrase(text))));
+        HelperKms { unlock: Unlock { passphrase: source, credentials: None }, ..helper(&store) }
+    };
+    let (right, wrong, none) = (with("right"), with("wrong"), helper(&store));
+    let arn = right.describe_key("alias/aws/ebs").expect("the default key is made").arn;
+    let own = context(VOLUME);
+    let wrapped = right.generate_data_key_without_plaintext(&arn, &own).expect("generated");
+    let request = DecryptRequest { wrapped: &wrapped, key: &arn, context: &own, grant: None };
+    right.decrypt(&request).expect("decrypted");
+    for (kms, words) in [(&wrong, "the passphrase is wrong"), (&none, "none was given")] {
+        let error = kms.decrypt(&request).expect_err(words);
+        assert_eq!(error.kind, KmsErrorKind::Denied, "{error}");
+        assert!(error.message.contains(words), "{error}");
+    }
+    // What happens at a detach needs no key: a serving process has forgotten the passphrase by then.
+    let grant = none.create_grant(&attachment_grant(&arn, VOLUME)).expect("granted").id;
+    none.retire_grant(&arn, &grant).expect("retired");
+    let never = PassphraseSource::new(|| panic!("nobody is to be asked"));
+    let unlock = Unlock { passphrase: Some(Arc::new(never)), credentials: None };
+    let silent = HelperKms { unlock, ..helper(&store) };
+    let grant = silent.create_grant(&attachment_grant(&arn, VOLUME)).expect("granted").id;
+    silent.retire_grant(&arn, &grant).expect("retired");
 }
 
 #[test]

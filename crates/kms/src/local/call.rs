@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::LocalKms;
-use super::audit::{AuditLog, Event};
+use super::audit::Event;
 use super::store::StoreError;
 use crate::error::{KmsError, KmsErrorKind};
 use crate::service::Principal;
@@ -53,7 +53,7 @@ impl Call {
 
 impl LocalKms {
     /// Runs `body` as one call and records it, whatever comes of it. Without a record there is no result: a log that
-    /// cannot be opened stops the call before it begins, one that cannot be written makes it fail.
+    /// cannot be opened, or has no room, stops the call before it begins; one that cannot be written makes it fail.
     pub(super) fn audited<T>(
         &self,
         operation: &'static str,
@@ -67,17 +67,18 @@ impl LocalKms {
             principal: self.caller.clone(),
             event: Event::new(operation, &self.caller, &self.scope, parameters),
         };
-        let path = self.store.audit_log();
+        let trail = self.store.audit_trail();
         let unwritable = |call: &Call, source| {
-            let message = format!("the audit log {} cannot be written", path.display());
+            let message = format!("the audit log {} cannot be written", trail.path().display());
             KmsError { source: Some(source), ..call.fail(KmsErrorKind::Misconfigured, message) }
         };
-        let log = AuditLog::open(&path).map_err(|source| unwritable(&call, source))?;
+        trail.prepare().map_err(|source| unwritable(&call, source))?;
         let outcome = body(&mut call);
         if let Err(error) = &outcome {
             call.event.failed(error.kind, &error.message);
         }
-        log.append(&call.event).map_err(|source| unwritable(&call, source))?;
+        let root = self.store.root_key_at_hand();
+        trail.append(&call.event, root.as_deref()).map_err(|source| unwritable(&call, source))?;
         outcome
     }
 }

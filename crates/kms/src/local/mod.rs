@@ -9,6 +9,7 @@
 //! `store` documents the files, `blob` the bytes of a wrapped key, `material` those of a wrapped backing key.
 
 mod audit;
+mod auditing;
 mod blob;
 mod call;
 mod grants;
@@ -26,6 +27,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use uuid::Uuid;
 
+pub use self::audit::{AuditFinding, AuditPlace, AuditRecords, AuditReport};
 use self::call::{Call, clip};
 pub use self::grants::{GrantConstraints, GrantEntry};
 use self::material::Material;
@@ -293,6 +295,10 @@ fn store_failure(operation: &'static str, key: &str, error: &StoreError) -> KmsE
 
 /// Seconds since the epoch, to the millisecond.
 #[allow(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit 53 bits for 285 millennia")]
+fn seconds(time: Timestamp) -> f64 {
+    time.as_millisecond() as f64 / 1000.0
+}
+
 fn now() -> f64 {
-    Timestamp::now().as_millisecond() as f64 / 1000.0
+    seconds(Timestamp::now())
 }

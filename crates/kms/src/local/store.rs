@@ -7,7 +7,7 @@
 //!   keys/UUID.json     one key: its metadata and its wrapped backing keys
 //!   aliases.json       alias name to key id
 //!   grants/UUID.json   the grants of one key
-//!   audit.log          0600, one JSON line per call
+//!   audit.log …        0600, one JSON line per call (`audit`)
 //! ```
 //!
 //! A record is replaced whole (`sealblk-record`), so reading needs no lock: it sees the old state or the new one.
@@ -25,6 +25,7 @@ use sealblk_record::{Document, LockFile, RecordError, RecordFile};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::audit::AuditTrail;
 use super::grants::GrantList;
 use super::material::{Material, MaterialError};
 use super::root_key::{NewProtection, RootKey, RootKeyError, RootKeyFile, RootKeyProtection};
@@ -150,8 +151,12 @@ impl Store {
         self.owner_uid
     }
 
-    pub(super) fn audit_log(&self) -> PathBuf {
-        self.dir.join("audit.log")
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn audit_trail(&self) -> AuditTrail {
+        AuditTrail::new(&self.dir)
     }
 
     /// Waits for the lock that every change is made under.
@@ -161,22 +166,31 @@ impl Store {
 
     /// The root key, which must exist by now. One under a passphrase stays open, in locked memory, as long as the store.
     pub(super) fn root_key(&self) -> Result<Arc<RootKey>, StoreError> {
-        if let Some(open) = self.opened.get() {
-            return Ok(Arc::clone(open));
-        }
         let file = self.root_key_file();
-        let key = Arc::new(file.load(&self.unlock)?);
         if let RootKeyProtection::Passphrase(_) = file.protection()? {
+            if let Some(open) = self.opened.get() {
+                return Ok(Arc::clone(open));
+            }
+            let key = Arc::new(file.load(&self.unlock)?);
             return Ok(Arc::clone(self.opened.get_or_init(|| key)));
         }
-        Ok(key)
+        Ok(Arc::new(file.load(&self.unlock)?))
+    }
+
+    /// The root key, if nobody has to be asked for it: for the audit log's seal.
+    pub(super) fn root_key_at_hand(&self) -> Option<Arc<RootKey>> {
+        match self.root_key_file().protection() {
+            Ok(RootKeyProtection::Passphrase(_)) => self.opened.get().cloned(),
+            Ok(_) => self.root_key().ok(),
+            Err(_) => None,
+        }
     }
 
     /// The root key, made at first use: a key file. The caller holds the lock.
     pub(super) fn root_key_or_new(&self) -> Result<Arc<RootKey>, StoreError> {
         let file = self.root_key_file();
         if !file.exists()? && self.key_ids()?.is_empty() {
-            file.create(NewProtection::KeyFile, &self.unlock)?;
+            drop(file.create(NewProtection::KeyFile, &self.unlock)?);
         }
         self.root_key()
     }
@@ -186,12 +200,17 @@ impl Store {
         if !self.key_ids()?.is_empty() {
             return Err(RootKeyError::InUse { path: self.dir.join("root.key") }.into());
         }
-        Ok(self.root_key_file().create(how, &self.unlock)?)
+        let key = self.root_key_file().create(how, &self.unlock)?;
+        self.opened.get_or_init(|| Arc::new(key));
+        Ok(())
     }
 
     /// Protects the root key in another way. The caller holds the lock.
     pub(super) fn protect_root_key(&self, how: NewProtection<'_>) -> Result<(), StoreError> {
-        Ok(self.root_key_file().protect(how, &self.unlock)?)
+        let key = self.root_key()?;
+        self.root_key_file().put(&key, how, &self.unlock)?;
+        self.opened.get_or_init(|| key);
+        Ok(())
     }
 
     /// How the root key is protected; `None`: there is none yet.

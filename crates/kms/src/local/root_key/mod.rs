@@ -161,18 +161,12 @@ impl RootKeyFile {
 
     /// Makes a new key, in the place of one if there is one: the caller holds the store's lock and has seen that nothing
     /// is wrapped. The file appears whole: a crash leaves none, or a leftover that [`clean_up`](Self::clean_up) finds.
-    pub(super) fn create(&self, how: NewProtection<'_>, unlock: &Unlock) -> Result<(), RootKeyError> {
+    pub(super) fn create(&self, how: NewProtection<'_>, unlock: &Unlock) -> Result<RootKey, RootKeyError> {
         let key = RootKey::init(|bytes| {
             getrandom::fill(bytes).map_err(io::Error::from).map_err(self.io_error("filled with random bytes"))
         })?;
-        self.put(&key, how, unlock)
-    }
-
-    /// Protects the same key in another way, or under another passphrase or credential. The caller holds the store's
-    /// lock. Killed at any point it leaves the old file or the new one; when it returns the old one is overwritten.
-    pub(super) fn protect(&self, how: NewProtection<'_>, unlock: &Unlock) -> Result<(), RootKeyError> {
-        let key = self.load(unlock)?;
-        self.put(&key, how, unlock)
+        self.put(&key, how, unlock)?;
+        Ok(key)
     }
 
     /// Whether a killed change left something to clean up.
@@ -185,7 +179,15 @@ impl RootKeyFile {
         replacement::clean_up(&self.path).map_err(self.io_error("cleaned up after"))
     }
 
-    fn put(&self, key: &RootKey, how: NewProtection<'_>, unlock: &Unlock) -> Result<(), RootKeyError> {
+    /// Protects the key that the file holds in another way, or under another passphrase or credential. The caller holds
+    /// the store's lock. Killed at any point it leaves the old file or the new one; when it returns the old one is
+    /// overwritten.
+    pub(super) fn put(
+        &self,
+        key: &RootKey,
+        how: NewProtection<'_>,
+        unlock: &Unlock,
+    ) -> Result<(), RootKeyError> {
         self.clean_up()?;
         let new = replacement::new_path(&self.path);
         match how {

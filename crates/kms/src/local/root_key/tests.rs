@@ -38,6 +38,12 @@ impl Rig {
         Unlock { passphrase: source, credentials: Some(self.dir.path().to_owned()) }
     }
 
+    fn protect(&self, how: NewProtection<'_>, passphrase: Option<&str>) {
+        let unlock = self.unlock(passphrase);
+        let key = self.file.load(&unlock).expect("it opens");
+        self.file.put(&key, how, &unlock).expect("protected");
+    }
+
     fn key(&self, passphrase: Option<&str>) -> Result<[u8; 32], RootKeyError> {
         self.file.load(&self.unlock(passphrase)).map(|key| key.expose(|bytes| *bytes))
     }
@@ -66,7 +72,7 @@ fn a_root_key_stays_the_same_through_every_protection() {
         (NewProtection::KeyFile, None, None),
     ];
     for (how, before, after) in steps {
-        rig.file.protect(how, &rig.unlock(before)).expect("protected");
+        rig.protect(how, before);
         assert_eq!(rig.key(after).expect("opens"), key, "{how:?}");
         assert_eq!(rig.names(), ["root.key"], "nothing is left beside it");
         let mode = fs::metadata(&rig.file.path).expect("exists").permissions().mode() & 0o7777;
@@ -84,9 +90,9 @@ fn only_what_protects_a_root_key_opens_it() {
     assert!(matches!(rig.key(None), Err(RootKeyError::NoPassphrase { .. })));
     let wrong = rig.key(Some("wrong")).expect_err("wrong");
     assert!(matches!(wrong, RootKeyError::WrongPassphrase { .. }) && wrong.is_refusal(), "{wrong}");
-    let (right, unlock) = (rig.key(Some("right")).expect("right"), rig.unlock(Some("right")));
+    let right = rig.key(Some("right")).expect("right");
 
-    rig.file.protect(NewProtection::Credential("credential"), &unlock).expect("protected");
+    rig.protect(NewProtection::Credential("credential"), Some("right"));
     assert_eq!(rig.key(None).expect("opens"), right);
     assert!(matches!(rig.file.load(&Unlock::default()), Err(RootKeyError::NoCredentials { .. })));
     fs::write(rig.dir.path().join("credential"), [9; 40]).expect("written");
