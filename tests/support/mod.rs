@@ -6,12 +6,14 @@
 mod attachment;
 mod client;
 mod key;
+mod memory;
 mod pool;
 mod process;
 
 pub use attachment::Attachment;
 pub use client::Client;
 pub use key::{data_key, data_key_hex, grants, key_store};
+pub use memory::{in_memory, readable_memory};
 pub use pool::Pool;
 pub use process::{Finished, foreign, require, run, wait_within};
 
