@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use sealblk_control::MetricsAddress;
 
 use crate::endpoint_args::{EndpointArgs, LimitArgs};
+use crate::providers::KmsCommand;
 use crate::settings::SettingsCommand;
 use crate::size::parse_size;
 use crate::stats::parse_interval;
@@ -97,6 +98,9 @@ Examples:
     /// Create and look after the keys that wrap the volumes' data keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Say which key services the pool may use besides its own key store: OpenBao, Vault, PKCS#11, programs, AWS KMS
+    #[command(subcommand)]
+    Kms(KmsCommand),
     /// The defaults of this pool: encryption by default, and the key where no other is named
     #[command(subcommand)]
     Settings(SettingsCommand),

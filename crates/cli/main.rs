@@ -19,6 +19,7 @@ mod output;
 mod passphrase;
 mod place;
 mod progress;
+mod providers;
 mod settings;
 mod size;
 mod stats;
@@ -51,6 +52,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Init(args) => init::run(&args, &Place::find(&cli.global)?, &output),
         Command::Volume(command) => volume::run(command, &Place::find(&cli.global)?, &output),
         Command::Key(command) => key::run(command, &Place::find(&cli.global)?, &output),
+        Command::Kms(command) => providers::run(command, &Place::find(&cli.global)?, &output),
         Command::Settings(command) => settings::run(command, &Place::find(&cli.global)?, &output),
         Command::Audit(command) => audit::run(command, &Place::find(&cli.global)?, &output),
         Command::Bench(args) => bench::run(&args, &output),

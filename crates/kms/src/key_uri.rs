@@ -189,8 +189,9 @@ fn is_http(url: &str) -> bool {
     url.starts_with("https://") || url.starts_with("http://")
 }
 
-/// `https://HOST[:PORT]` without a trailing slash, host in lower case; `http` only to this machine.
-pub(crate) fn parse_address(text: &str) -> Result<String, KeyUriError> {
+/// A transit server's address in canonical form: `https://HOST[:PORT]` without a trailing slash, host in lower case; `http`
+/// only to this machine.
+pub fn parse_address(text: &str) -> Result<String, KeyUriError> {
     let (scheme, authority) = text.split_once("://").ok_or(KeyUriError::Shape(TRANSIT_SHAPE))?;
     let authority = authority.trim_end_matches('/').to_ascii_lowercase();
     // No user and password: they would be in the record.

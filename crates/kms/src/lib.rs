@@ -7,8 +7,11 @@
 
 #![forbid(unsafe_code)]
 
+mod attempt;
 mod context;
+mod data_key;
 mod error;
+pub mod exec;
 pub mod helper;
 mod key_uri;
 pub mod local;
@@ -16,11 +19,14 @@ mod passphrase;
 pub mod pkcs11;
 mod providers;
 mod routed;
+mod secret_file;
 mod service;
+pub mod transit;
+mod trusted_file;
 
 pub use context::EncryptionContext;
 pub use error::{KmsError, KmsErrorKind};
-pub use key_uri::{AwsKeyUri, ExecUri, KeyUri, KeyUriError, TransitUri};
+pub use key_uri::{AwsKeyUri, ExecUri, KeyUri, KeyUriError, TransitUri, parse_address};
 pub use passphrase::{PASSPHRASE_BYTES_MAX, Passphrase, PassphraseError, PassphraseSource, Unlock};
 pub use providers::{
     AppRole, AwsSettings, ExecSettings, Patience, Pkcs11Settings, Providers, TransitLogin, TransitSettings,

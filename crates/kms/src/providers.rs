@@ -13,6 +13,12 @@ use std::time::Duration;
 use sealblk_record::Document;
 use serde::{Deserialize, Serialize};
 
+use crate::exec::ExecConfig;
+use crate::helper::ProviderConfig;
+use crate::key_uri::KeyUri;
+use crate::pkcs11::{Pkcs11Config, Pkcs11Uri};
+use crate::transit::TransitConfig;
+
 /// Every provider's settings, and the patience with all of them.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
@@ -33,6 +39,59 @@ pub struct Providers {
 impl Document for Providers {
     const FORMAT: &'static str = "sealblk-kms-providers";
     const VERSION: u32 = 1;
+}
+
+/// The pool does not say that this may be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotListed {
+    #[error("{0} is not set up for this pool: sealblk kms configure transit --address {0} (docs/KMS.md)")]
+    Transit(String),
+    #[error("the PKCS#11 module {} is not set up for this pool: sealblk kms configure pkcs11 --module {}", .0.display(), .0.display())]
+    Module(PathBuf),
+    #[error(
+        "no PKCS#11 module is set up for this pool, or several are: sealblk kms configure pkcs11 --module PATH, or module-path= in the URI"
+    )]
+    WhichModule,
+    #[error("the key program {} is not set up for this pool: sealblk kms configure exec --program {}", .0.display(), .0.display())]
+    Program(PathBuf),
+    #[error("the embedded store and AWS KMS are not listed")]
+    NeedsNone,
+}
+
+impl Providers {
+    /// How to open the provider of a key whose provider must be listed here.
+    pub(crate) fn provider_of(&self, uri: &KeyUri) -> Result<ProviderConfig, NotListed> {
+        // A little less than the helper has, so that it can still say who did not answer.
+        let timeout_ms = self.patience.inner_ms();
+        match uri {
+            KeyUri::Transit(uri) => {
+                let address = uri.address.clone();
+                let settings = self.transit.get(&address).ok_or(NotListed::Transit(address.clone()))?;
+                let TransitSettings { ca_file, namespace, login } = settings.clone();
+                Ok(ProviderConfig::Transit(TransitConfig { address, ca_file, namespace, login, timeout_ms }))
+            }
+            KeyUri::Pkcs11(uri) => {
+                let (module, settings) = self.module_of(uri)?;
+                let Pkcs11Settings { pin_file, environment } = settings.clone();
+                Ok(ProviderConfig::Pkcs11(Pkcs11Config { module: module.clone(), pin_file, environment }))
+            }
+            KeyUri::Exec(uri) => {
+                let program = uri.program.clone();
+                let settings = self.exec.get(&program).ok_or(NotListed::Program(program.clone()))?;
+                let environment = settings.environment.clone();
+                Ok(ProviderConfig::Exec(ExecConfig { program, environment, timeout_ms }))
+            }
+            KeyUri::Local(_) | KeyUri::AwsKms(_) => Err(NotListed::NeedsNone),
+        }
+    }
+
+    fn module_of(&self, uri: &Pkcs11Uri) -> Result<(&PathBuf, &Pkcs11Settings), NotListed> {
+        match &uri.module_path {
+            Some(path) => self.pkcs11.get_key_value(path).ok_or(NotListed::Module(path.clone())),
+            None if self.pkcs11.len() == 1 => self.pkcs11.iter().next().ok_or(NotListed::WhichModule),
+            None => Err(NotListed::WhichModule),
+        }
+    }
 }
 
 /// How long to wait.
@@ -56,6 +115,11 @@ impl Patience {
     /// For one attempt; a value out of range counts as the nearest in it.
     pub fn timeout(&self) -> Duration {
         Duration::from_millis(self.timeout_ms.clamp(100, 300_000))
+    }
+
+    /// What a provider has of an attempt's time, in milliseconds.
+    fn inner_ms(&self) -> u64 {
+        self.timeout_ms.clamp(100, 300_000) / 10 * 9
     }
 
     /// For all attempts together.

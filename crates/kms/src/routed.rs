@@ -81,9 +81,11 @@ impl RoutedKms {
         let (provider, key) = match &uri {
             KeyUri::Local(name) => (self.local.clone(), name.clone()),
             KeyUri::AwsKms(aws) => (aws_provider(aws, settings), aws.key.clone()),
-            KeyUri::Transit(_) | KeyUri::Pkcs11(_) | KeyUri::Exec(_) => {
-                let message = "this provider is not configured".to_owned();
-                return Err(failure(KmsErrorKind::Misconfigured, operation, key, message));
+            listed => {
+                let provider = settings
+                    .provider_of(listed)
+                    .map_err(|why| failure(KmsErrorKind::Misconfigured, operation, key, why.to_string()))?;
+                (provider, uri.to_string())
             }
         };
         Ok(Route { provider, key, uri })

@@ -32,6 +32,12 @@ pub(crate) enum Fault {
     ShortReply(&'static str, Ending),
     #[error("wrote {0} bytes of key instead of 64{1}")]
     ShortKey(usize, Ending),
+    #[error("wrote {0} bytes of key instead of 64")]
+    KeyBytes(usize),
+    #[error("wrote more than 64 bytes of key")]
+    LongKey,
+    #[error("gave a key whose two halves are equal")]
+    EqualHalves,
     #[error("wrote bytes after the end of its reply")]
     LongReply,
     #[error("announced a reply of more than 1 MiB")]
@@ -162,6 +168,11 @@ impl<'r> Exchange<'r> {
         }
         let status = self.status()?;
         if status.success() { Ok(()) } else { Err(Fault::FailedAfterReply(self.describe(status))) }
+    }
+
+    /// The exit status, waiting for it; `None` if a signal ended it.
+    pub(crate) fn code(&mut self) -> Result<Option<i32>, Fault> {
+        Ok(self.status()?.code())
     }
 
     /// How the helper ended, waiting for it: for the message about a reply that stopped short.

@@ -17,7 +17,7 @@ use std::time::Duration;
 use sealblk_keymem::DataKey;
 
 pub use self::child::{HelperError, serve_helper};
-use self::exchange::{Exchange, Fault, Start};
+pub(crate) use self::exchange::{Exchange, Fault, Start};
 pub use self::provider::ProviderConfig;
 use self::wire::{Answer, Call, LENGTH_BYTES, Reply, Request};
 use crate::context::EncryptionContext;
@@ -159,10 +159,15 @@ impl HelperKms {
         request.credentials.clone_from(&self.unlock.credentials);
         request.passphrase_follows = passphrase.is_some();
         let document = wire::encode(&request)?;
+        let mut environment = self.program.environment.clone();
+        for provider in [Some(&self.provider), self.destination.as_ref()].into_iter().flatten() {
+            let settings = provider.environment().iter();
+            environment.extend(settings.map(|(name, value)| (name.into(), value.into())));
+        }
         let mut exchange = Exchange::start(&Start {
             program: &self.program.path,
             args: &self.program.args,
-            environment: &self.program.environment,
+            environment: &environment,
             request: &document,
             timeout: self.timeout,
         })?;

@@ -1,14 +1,18 @@
 //! Which provider a helper opens, and how: what a parent says to its child about it. No field holds a secret: a file
 //! that does is named.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{KmsError, KmsErrorKind};
+use crate::exec::{ExecConfig, ExecKms};
 use crate::local::{LocalKms, Scope};
 use crate::passphrase::Unlock;
+use crate::pkcs11::{Pkcs11Config, Pkcs11Kms};
 use crate::service::{Kms, Principal};
+use crate::transit::{TransitConfig, TransitKms};
 
 /// Which provider the helper opens, and how.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -36,6 +40,12 @@ pub enum ProviderConfig {
         /// How long one attempt may take, in milliseconds; the whole call is bounded by the helper's time.
         attempt_ms: u64,
     },
+    /// The transit engine of OpenBao or Vault.
+    Transit(TransitConfig),
+    /// A PKCS#11 module.
+    Pkcs11(Pkcs11Config),
+    /// An external program.
+    Exec(ExecConfig),
 }
 
 impl ProviderConfig {
@@ -55,6 +65,18 @@ impl ProviderConfig {
                 request_id: "none".to_owned(),
                 source: None,
             }),
+            Self::Transit(config) => Ok(Box::new(TransitKms::open(config)?)),
+            Self::Pkcs11(config) => Ok(Box::new(Pkcs11Kms::open(config)?)),
+            Self::Exec(config) => Ok(Box::new(ExecKms::open(config)?)),
+        }
+    }
+
+    /// What the helper's environment must hold for the provider's library: a PKCS#11 module's own settings.
+    pub(super) fn environment(&self) -> &BTreeMap<String, String> {
+        static NONE: BTreeMap<String, String> = BTreeMap::new();
+        match self {
+            Self::Pkcs11(config) => &config.environment,
+            _ => &NONE,
         }
     }
 }

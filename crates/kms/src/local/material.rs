@@ -6,6 +6,7 @@
 
 use std::io;
 
+use crate::data_key::DataKeyError;
 use aes_gcm::aead::AeadInOut;
 use aes_gcm::aead::inout::InOutBuf;
 use aes_gcm::{Aes256Gcm, KeyInit, Nonce, Tag};
@@ -45,6 +46,8 @@ pub(super) enum MaterialError {
     Random(#[source] io::Error),
     #[error(transparent)]
     KeyMemory(#[from] KeyMemError),
+    #[error(transparent)]
+    DataKey(#[from] DataKeyError),
 }
 
 impl Material {

@@ -14,6 +14,7 @@ use super::material::{Material, MaterialError};
 use super::store::KeyRecord;
 use super::{LocalKms, Naming, now};
 use crate::context::EncryptionContext;
+use crate::data_key;
 use crate::error::{KmsError, KmsErrorKind};
 use crate::service::{
     DecryptRequest, Grant, GrantId, GrantOperation, GrantRequest, KeyMetadata, KeyState, Kms,
@@ -22,7 +23,6 @@ use crate::service::{
 
 /// The longest encryption context in its canonical form, in bytes.
 const CONTEXT_BYTES_MAX: usize = 8192;
-const DATA_KEY_HALF: usize = sealblk_keymem::DATA_KEY_BYTES / 2;
 
 impl Kms for LocalKms {
     fn describe_key(&self, key: &str) -> Result<KeyMetadata, KmsError> {
@@ -47,7 +47,7 @@ impl Kms for LocalKms {
             check_context(call, context)?;
             let record = self.resolve(call, key, Naming::Any)?;
             self.check_usable(call, &record)?;
-            let data_key = new_data_key(getrandom_fill).map_err(|e| call.broken(e))?;
+            let data_key = data_key::generate().map_err(|e| call.broken(MaterialError::from(e)))?;
             self.wrap(call, &record, &data_key, context)
         })
     }
@@ -305,39 +305,6 @@ fn context_value(context: &EncryptionContext) -> Value {
     if canonical.len() > CONTEXT_BYTES_MAX { Value::Null } else { json!(context) }
 }
 
-/// 64 bytes from `fill` into locked memory; drawn again while the two halves are equal (design §4.1).
-fn new_data_key(mut fill: impl FnMut(&mut [u8]) -> io::Result<()>) -> Result<DataKey, MaterialError> {
-    DataKey::init(|bytes| {
-        loop {
-            fill(bytes).map_err(MaterialError::Random)?;
-            let (data_half, tweak_half) = bytes.split_at(DATA_KEY_HALF);
-            if data_half != tweak_half {
-                return Ok(());
-            }
-        }
-    })
-}
-
 fn getrandom_fill(bytes: &mut [u8]) -> io::Result<()> {
     getrandom::fill(bytes).map_err(io::Error::from)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn r10_equal_halves_are_drawn_again() {
-        let mut draws = 0;
-        let key = new_data_key(|bytes| {
-            draws += 1;
-            bytes.fill(7);
-            if draws == 3 {
-                bytes[0] = 8;
-            }
-            Ok(())
-        });
-        key.expect("a key").expose(|bytes| assert_ne!(bytes[..32], bytes[32..]));
-        assert_eq!(draws, 3);
-    }
 }
