@@ -76,8 +76,9 @@ impl RoutedKms {
     }
 
     fn route(&self, settings: &Providers, operation: &'static str, key: &str) -> Result<Route, KmsError> {
-        let uri = KeyUri::parse(key)
-            .map_err(|error| failure(KmsErrorKind::InvalidRequest, operation, key, error.to_string()))?;
+        let uri = KeyUri::parse(key).map_err(|error| {
+            failure(KmsErrorKind::InvalidRequest, operation, &shown(key), error.to_string())
+        })?;
         let (provider, key) = match &uri {
             KeyUri::Local(name) => (self.local.clone(), name.clone()),
             KeyUri::AwsKms(aws) => (aws_provider(aws, settings), aws.key.clone()),
@@ -226,4 +227,58 @@ fn jittered(pause: Duration) -> Duration {
 
 fn failure(kind: KmsErrorKind, operation: &'static str, key: &str, message: String) -> KmsError {
     KmsError { kind, operation, key: key.to_owned(), message, request_id: "none".to_owned(), source: None }
+}
+
+/// A key's name that could not be parsed, without the part that may hold what should not be in it.
+fn shown(key: &str) -> String {
+    key.split_once(':').map_or_else(|| key.to_owned(), |(provider, _)| format!("{provider}:…"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unreachable() -> KmsError {
+        failure(KmsErrorKind::Unreachable, "Decrypt", "a key", "nobody answers".to_owned())
+    }
+
+    #[test]
+    fn what_does_not_reach_the_service_is_repeated_until_it_does() {
+        let mut attempts = 0;
+        let outcome = with_patience(Patience::default(), |_| {
+            attempts += 1;
+            if attempts < 3 { Err(unreachable()) } else { Ok(attempts) }
+        });
+        assert_eq!(outcome.expect("the third reaches it"), 3);
+    }
+
+    #[test]
+    fn the_deadline_ends_the_attempts() {
+        let patience = Patience { timeout_ms: 10_000, deadline_ms: 250 };
+        let (started, mut attempts) = (Instant::now(), 0);
+        let outcome = with_patience(patience, |timeout| -> Result<(), _> {
+            attempts += 1;
+            assert!(timeout <= patience.timeout());
+            assert!(attempts == 1 || timeout <= patience.deadline(), "the last attempt ends by the deadline");
+            Err(unreachable())
+        });
+        assert_eq!(outcome.expect_err("nobody answers").kind, KmsErrorKind::Unreachable);
+        assert!(attempts >= 2 && started.elapsed() < Duration::from_secs(1), "{attempts} attempts");
+    }
+
+    #[test]
+    fn a_refusal_is_not_repeated() {
+        let mut attempts = 0;
+        let outcome = with_patience(Patience::default(), |_| -> Result<(), _> {
+            attempts += 1;
+            Err(failure(KmsErrorKind::Denied, "Decrypt", "a key", "no".to_owned()))
+        });
+        assert_eq!((outcome.expect_err("refused").kind, attempts), (KmsErrorKind::Denied, 1));
+    }
+
+    #[test]
+    fn a_name_that_is_refused_is_not_repeated_in_the_error() {
+        assert_eq!(shown("pkcs11:object=a?pin-value=1234"), "pkcs11:…");
+        assert_eq!(shown("nonsense"), "nonsense");
+    }
 }
