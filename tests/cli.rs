@@ -430,3 +430,64 @@ fn help_needs_no_pool_and_makes_none() {
     }
     assert!(!cli.path("pool").exists());
 }
+
+#[test]
+fn init_makes_a_pool_once() {
+    let cli = Cli::new();
+    let made = cli.json(&["init"]);
+    assert_eq!(object(&made), ["Account", "Pool", "Region", "RootKeyProtection"]);
+    assert_eq!(made["RootKeyProtection"]["Method"], "file");
+    let root_key = cli.path("pool/kms/root.key");
+    let before = fs::read(&root_key).expect("the root key is made");
+    assert_eq!(before.len(), 32);
+    let (code, name, message) = cli.error(&["init"]);
+    assert_eq!((code, name.as_str()), (4, "IncorrectState"), "{message}");
+    let (code, name, _) = cli.error(&["init", "--root-key", "credential"]);
+    assert_eq!((code, name.as_str()), (2, "InvalidParameterValue"));
+    assert_eq!(fs::read(&root_key).expect("read"), before, "nothing changed");
+    cli.create();
+
+    let implicit = Cli::new();
+    assert_eq!(implicit.json(&["key", "root-protection"])["RootKeyProtection"], Value::Null);
+    implicit.create();
+    assert_eq!(implicit.json(&["key", "root-protection"])["RootKeyProtection"]["Method"], "file");
+    assert_eq!(implicit.error(&["init"]).0, 4);
+}
+
+#[test]
+fn the_audit_log_is_listed_shown_and_verified() {
+    let cli = Cli::new();
+    let volume = cli.create();
+    cli.error(&["key", "describe", "alias/none"]);
+    let events = |arguments: &[&str]| {
+        let listed = cli.json(&[&["audit", "list"], arguments].concat());
+        let events = listed["Events"].as_array().expect("a list").clone();
+        events.iter().map(|event| event["eventName"].as_str().expect("a name").to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(events(&[]), ["DescribeKey", "GenerateDataKeyWithoutPlaintext", "DescribeKey"]);
+    assert_eq!(events(&["--volume", &volume]), ["GenerateDataKeyWithoutPlaintext"]);
+    assert_eq!(events(&["--errors"]), ["DescribeKey"]);
+    assert_eq!(events(&["--event", "DescribeKey", "--last", "1"]), ["DescribeKey"]);
+    let key = cli.json(&["volume", "describe", &volume])["KmsKeyId"].as_str().expect("a key").to_owned();
+    assert_eq!(events(&["--key", &key]).len(), 2);
+
+    let second = cli.json(&["audit", "show", "2"]);
+    let request = second["requestID"].as_str().expect("an id").to_owned();
+    assert_eq!(cli.json(&["audit", "show", &request]), second);
+    assert_eq!(cli.error(&["audit", "show", "99"]).0, 3);
+
+    let report = cli.json(&["audit", "verify"]);
+    assert_eq!(report["Intact"], true, "{report}");
+    assert_eq!((report["LastSequence"].as_u64(), report["SealChecked"].as_bool()), (Some(3), Some(true)));
+    let log = cli.path("pool/kms/audit.log");
+    let text = fs::read_to_string(&log).expect("the log").replacen(&volume, "vol-00000000000000000", 1);
+    fs::write(&log, text).expect("tampered with");
+    let ended = cli.run(&["audit", "verify", "--output", "json"]);
+    let report: Value = serde_json::from_str(&ended.stdout).expect("one document");
+    assert_eq!((ended.code, report["Intact"].as_bool()), (1, Some(false)));
+    assert_eq!(report["Findings"][0]["Finding"], "Altered");
+    assert_eq!(report["Findings"][0]["Sequence"], 2);
+    assert!(ended.stderr.contains("AuditLogNotIntact"), "{}", ended.stderr);
+    let ended = cli.run(&["audit", "verify"]);
+    assert!(ended.stdout.contains("record 2 has been altered"), "{}", ended.stdout);
+}

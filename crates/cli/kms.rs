@@ -64,6 +64,10 @@ fn unlock(pool: &PoolDirectory, place: &Place) -> Result<Unlock, Failure> {
     // Of a store that does not open the calls themselves tell; what needs no key goes on without.
     let protection = open_store(pool).and_then(|store| Ok(store.root_key_protection()?));
     let asks = matches!(protection, Ok(Some(RootKeyProtection::Passphrase(_))));
+    if asks {
+        // Before there is a passphrase in this process.
+        harden_process().map_err(ControlError::from)?;
+    }
     Ok(Unlock { passphrase: asks.then(|| Arc::clone(&place.source)), credentials: place.credentials.clone() })
 }
 
