@@ -39,7 +39,7 @@ fn assert_all_answered(client: &mut Client, count: u64) {
 }
 
 #[test]
-fn nbd_a88_disc_answers_everything_before_it_and_nothing_after() {
+fn a88_disc_answers_everything_before_it_and_nothing_after() {
     let (device, gate) = gated();
     let (mut client, session) = transmitting(&device);
     gate.close_from(0);
@@ -53,7 +53,7 @@ fn nbd_a88_disc_answers_everything_before_it_and_nothing_after() {
 }
 
 #[test]
-fn nbd_a101_a_stop_with_64_requests_in_flight_loses_none() {
+fn a101_a_stop_with_64_requests_in_flight_loses_none() {
     let (device, gate) = gated();
     let (mut client, session) = transmitting(&device);
     gate.close_from(0);
@@ -68,7 +68,7 @@ fn nbd_a101_a_stop_with_64_requests_in_flight_loses_none() {
 }
 
 #[test]
-fn nbd_a101_a_stopping_server_tells_a_client_that_goes_on_asking() {
+fn a101_a_stopping_server_tells_a_client_that_goes_on_asking() {
     let (mut client, session) = transmitting(&memory());
     session.stopper.drain();
     let mut shut_down = false;
@@ -90,7 +90,7 @@ fn nbd_a101_a_stopping_server_tells_a_client_that_goes_on_asking() {
 }
 
 #[test]
-fn nbd_a102_a_session_cut_at_any_byte_ends_and_applies_no_partial_write() {
+fn a102_a_session_cut_at_any_byte_ends_and_applies_no_partial_write() {
     let payload = [0xcd; 600];
     let write = RequestHeader { command: 1, cookie: 5, offset: 100, length: 600, flags: 0 };
     let read = RequestHeader { cookie: 6, offset: 0, length: 8, ..RequestHeader::default() };
@@ -124,7 +124,7 @@ fn nbd_a102_a_session_cut_at_any_byte_ends_and_applies_no_partial_write() {
 }
 
 #[test]
-fn nbd_a103_64_requests_and_a_half_close_get_64_replies() {
+fn a103_64_requests_and_a_half_close_get_64_replies() {
     let (device, gate) = gated();
     let (mut client, session) = transmitting(&device);
     gate.close_from(32);
@@ -137,7 +137,7 @@ fn nbd_a103_64_requests_and_a_half_close_get_64_replies() {
 }
 
 #[test]
-fn nbd_a104_a_client_that_vanishes_with_requests_in_flight_ends_the_connection() {
+fn a104_a_client_that_vanishes_with_requests_in_flight_ends_the_connection() {
     let (device, gate) = gated();
     let (mut client, session) = transmitting(&device);
     gate.close_from(0);
@@ -169,7 +169,7 @@ fn send_until_stopped(client: &mut Client, bytes: &[u8], most: usize) -> usize {
 }
 
 #[test]
-fn nbd_a105_a_client_that_sends_and_never_reads_is_stopped_and_answered_in_the_end() {
+fn a105_a_client_that_sends_and_never_reads_is_stopped_and_answered_in_the_end() {
     // Replies of 64 KiB fill the memory bound; replies of 16 bytes fill the bound of their number.
     for length in [65_536, 0] {
         let limits = Limits { in_flight_bytes: 32 << 20, ..Limits::default() };
@@ -195,7 +195,7 @@ fn nbd_a105_a_client_that_sends_and_never_reads_is_stopped_and_answered_in_the_e
 }
 
 #[test]
-fn nbd_a105_replies_to_fast_requests_are_sent_while_slow_ones_wait() {
+fn a105_replies_to_fast_requests_are_sent_while_slow_ones_wait() {
     // With one worker less than needed the link is free only when a worker is done: replies still leave.
     let (device, gate) = gated();
     let limits = Limits { workers: 2, ..Limits::default() };
@@ -217,7 +217,7 @@ fn nbd_a105_replies_to_fast_requests_are_sent_while_slow_ones_wait() {
 }
 
 #[test]
-fn nbd_a106_an_idle_connection_is_kept() {
+fn a106_an_idle_connection_is_kept() {
     // Longer than the handshake's deadline, which is short here: it must not count any more.
     let limits = Limits { handshake: Duration::from_millis(100), ..Limits::default() };
     let (client, _session) = connect_within(&memory(), limits);

@@ -1,11 +1,16 @@
-//! The server as its clients see it, over raw bytes. Tests named `nbd_aNN_…` show the point of that number in
+//! The server as its clients see it, over raw bytes. Tests named `aNN_…` show the point of that number in
 //! the conformance checklist (reference/nbd.md, part A); those named after a CVE are regressions of
 //! other servers that must not happen here.
 
+mod chunks;
+mod extended;
 mod gated;
 mod lifecycle;
+mod meta_context;
 mod negotiation;
 mod server;
 mod shadow;
+mod structured;
 mod support;
+mod tls_options;
 mod transmission;

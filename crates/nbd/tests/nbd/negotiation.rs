@@ -77,13 +77,13 @@ fn negotiate(bytes: &[u8]) -> (Result<Option<Outcome>, Violation>, Vec<u8>) {
 }
 
 #[test]
-fn nbd_a03_the_greeting_offers_fixed_newstyle_and_no_zeroes_only() {
+fn a03_the_greeting_offers_fixed_newstyle_and_no_zeroes_only() {
     let (mut client, _session) = connect(&memory());
     assert_eq!(client.receive(18).expect("a greeting"), b"NBDMAGICIHAVEOPT\x00\x03");
 }
 
 #[test]
-fn nbd_a04_client_flags_that_were_not_offered_end_the_connection() {
+fn a04_client_flags_that_were_not_offered_end_the_connection() {
     for flags in [4_u32, 1 << 31, 7] {
         let (mut client, session) = connect(&memory());
         client.greet(flags).expect("a greeting");
@@ -94,7 +94,7 @@ fn nbd_a04_client_flags_that_were_not_offered_end_the_connection() {
 }
 
 #[test]
-fn nbd_a05_without_fixed_newstyle_only_export_name_is_served() {
+fn a05_without_fixed_newstyle_only_export_name_is_served() {
     let (mut client, _session) = connect(&memory());
     client.greet(0).expect("a greeting");
     assert_error(&mut client, GO, &go_data(b"", &[]), ERR_INVALID);
@@ -104,7 +104,7 @@ fn nbd_a05_without_fixed_newstyle_only_export_name_is_served() {
 }
 
 #[test]
-fn nbd_a06_an_option_without_its_magic_ends_the_connection() {
+fn a06_an_option_without_its_magic_ends_the_connection() {
     let (mut client, session) = greeted();
     client.send(b"IHAVEOPX\0\0\0\x03\0\0\0\0").expect("sent");
     assert_eq!(client.receive_rest().expect("the end"), b"");
@@ -112,7 +112,7 @@ fn nbd_a06_an_option_without_its_magic_ends_the_connection() {
 }
 
 #[test]
-fn nbd_a07_strings_that_cannot_be_sent_are_refused_at_configuration() {
+fn a07_strings_that_cannot_be_sent_are_refused_at_configuration() {
     let long = "x".repeat(4097);
     assert!(sealblk_nbd::ExportInfo::new(&long, &[], "").is_err());
     assert!(sealblk_nbd::ExportInfo::new("a", &["nul\0"], "").is_err());
@@ -121,13 +121,13 @@ fn nbd_a07_strings_that_cannot_be_sent_are_refused_at_configuration() {
 }
 
 #[test]
-fn nbd_a08_replies_carry_magic_option_type_and_length() {
+fn a08_replies_carry_magic_option_type_and_length() {
     let (_, replies) = negotiate(&[&MODERN.to_be_bytes()[..], &option_bytes(ABORT, &[])].concat());
     assert_eq!(replies[18..], *b"\x00\x03\xe8\x89\x04\x55\x65\xa9\0\0\0\x02\0\0\0\x01\0\0\0\0");
 }
 
 #[test]
-fn nbd_a09_unknown_option_keeps_sync() {
+fn a09_unknown_option_keeps_sync() {
     let (mut client, _session) = greeted();
     for option in [0, 4, 12, 0xffff_ffff] {
         for length in [0, 1, 100_000] {
@@ -138,7 +138,7 @@ fn nbd_a09_unknown_option_keeps_sync() {
 }
 
 #[test]
-fn nbd_a10_every_error_leaves_the_session_in_step() {
+fn a10_every_error_leaves_the_session_in_step() {
     let (mut client, _session) = greeted();
     assert_error(&mut client, LIST, b"data", ERR_INVALID);
     assert_in_step(&mut client);
@@ -149,7 +149,7 @@ fn nbd_a10_every_error_leaves_the_session_in_step() {
 }
 
 #[test]
-fn nbd_a11_no_reply_before_the_whole_option_is_here() {
+fn a11_no_reply_before_the_whole_option_is_here() {
     let export = Export::new(info(), MemoryDevice::new(8).geometry());
     let mut negotiation = Negotiation::new(&export, TlsMode::Off);
     negotiation.feed(&MODERN.to_be_bytes()).expect("flags");
@@ -166,7 +166,7 @@ fn nbd_a11_no_reply_before_the_whole_option_is_here() {
 }
 
 #[test]
-fn nbd_a12_a_go_of_legal_size_is_served_and_larger_options_are_bounded() {
+fn a12_a_go_of_legal_size_is_served_and_larger_options_are_bounded() {
     let (mut client, _session) = greeted();
     let replies = client.option(INFO, &go_data(NAME.as_bytes(), &vec![3; 65535])).expect("an answer");
     assert_eq!(replies.last().expect("a reply").kind, ACK);
@@ -178,7 +178,7 @@ fn nbd_a12_a_go_of_legal_size_is_served_and_larger_options_are_bounded() {
 }
 
 #[test]
-fn nbd_a14_a_server_that_stops_answers_options_with_shutdown() {
+fn a14_a_server_that_stops_answers_options_with_shutdown() {
     let (mut client, session) = greeted();
     assert_in_step(&mut client);
     let export = Export::new(info(), MemoryDevice::new(8).geometry());
@@ -199,7 +199,7 @@ fn nbd_a14_a_server_that_stops_answers_options_with_shutdown() {
 }
 
 #[test]
-fn nbd_a15_errors_do_not_end_the_negotiation() {
+fn a15_errors_do_not_end_the_negotiation() {
     let (mut client, _session) = greeted();
     for _ in 0..1000 {
         assert_error(&mut client, GO, &go_data(b"not here", &[]), ERR_UNKNOWN);
@@ -208,14 +208,14 @@ fn nbd_a15_errors_do_not_end_the_negotiation() {
 }
 
 #[test]
-fn nbd_a16_cve_2020_10761_error_texts_are_short_and_clean() {
+fn a16_cve_2020_10761_error_texts_are_short_and_clean() {
     let (mut client, _session) = greeted();
     assert_error(&mut client, GO, &go_data("\u{1b}[2J\n".repeat(800).as_bytes(), &[]), ERR_UNKNOWN);
     assert_error(&mut client, GO, &go_data("é".repeat(2048).as_bytes(), &[]), ERR_UNKNOWN);
 }
 
 #[test]
-fn nbd_a17_a18_export_name_with_and_without_zeroes() {
+fn a17_a18_export_name_with_and_without_zeroes() {
     for (flags, length) in [(1, 134), (3, 10), (2, 10)] {
         let (mut client, session) = connect(&memory());
         client.greet(flags).expect("a greeting");
@@ -230,7 +230,7 @@ fn nbd_a17_a18_export_name_with_and_without_zeroes() {
 }
 
 #[test]
-fn nbd_a19_export_name_of_another_export_ends_the_session_without_a_byte() {
+fn a19_export_name_of_another_export_ends_the_session_without_a_byte() {
     let long = [b'x'; 4097];
     for name in [&b"nobody"[..], b"vol-0123456789abcdef0 ", b"\xff", &long] {
         let (mut client, session) = greeted();
@@ -242,7 +242,7 @@ fn nbd_a19_export_name_of_another_export_ends_the_session_without_a_byte() {
 }
 
 #[test]
-fn nbd_a21_every_name_of_the_export_is_served() {
+fn a21_every_name_of_the_export_is_served() {
     for name in ["", NAME, ALIAS] {
         let (mut client, _session) = connect(&memory());
         assert_eq!(client.go(name).expect("GO is answered").size, SIZE);
@@ -250,7 +250,7 @@ fn nbd_a21_every_name_of_the_export_is_served() {
 }
 
 #[test]
-fn nbd_a22_abort_is_acknowledged_with_or_without_data() {
+fn a22_abort_is_acknowledged_with_or_without_data() {
     for data in [&b""[..], b"goodbye"] {
         let (mut client, session) = greeted();
         assert_eq!(client.option(ABORT, data).expect("an answer")[0].kind, ACK);
@@ -266,7 +266,7 @@ fn nbd_a22_abort_is_acknowledged_with_or_without_data() {
 }
 
 #[test]
-fn nbd_a23_a24_list_names_the_export_each_time_and_takes_no_data() {
+fn a23_a24_list_names_the_export_each_time_and_takes_no_data() {
     let (mut client, _session) = greeted();
     for _ in 0..3 {
         let replies = client.option(LIST, &[]).expect("an answer");
@@ -277,7 +277,7 @@ fn nbd_a23_a24_list_names_the_export_each_time_and_takes_no_data() {
 }
 
 #[test]
-fn nbd_a26_malformed_info_is_invalid() {
+fn a26_malformed_info_is_invalid() {
     let good = go_data(NAME.as_bytes(), &[3]);
     let (mut client, _session) = greeted();
     for cut in 0..good.len() {
@@ -291,7 +291,7 @@ fn nbd_a26_malformed_info_is_invalid() {
 }
 
 #[test]
-fn nbd_a27_size_and_flags_come_once_whatever_is_asked() {
+fn a27_size_and_flags_come_once_whatever_is_asked() {
     let (mut client, _session) = greeted();
     for asked in [&[][..], &[0, 0, 0], &[1, 1, 2, 2, 3, 3], &[4, 77, 0xffff]] {
         let replies = client.option(INFO, &go_data(b"", asked)).expect("an answer");
@@ -304,7 +304,7 @@ fn nbd_a27_size_and_flags_come_once_whatever_is_asked() {
 }
 
 #[test]
-fn nbd_a28_names_that_cannot_be_are_invalid() {
+fn a28_names_that_cannot_be_are_invalid() {
     let (mut client, _session) = greeted();
     for name in [&[b'a'; 4097][..], b"nul\0inside", b"\xff\xfe"] {
         assert_error(&mut client, GO, &go_data(name, &[]), ERR_INVALID);
@@ -314,7 +314,7 @@ fn nbd_a28_names_that_cannot_be_are_invalid() {
 }
 
 #[test]
-fn nbd_a29_after_an_unknown_name_the_right_one_is_served() {
+fn a29_after_an_unknown_name_the_right_one_is_served() {
     let (mut client, _session) = greeted();
     for name in ["/", "//", " ", "?", "テスト", "-n", "\\", "\n", "%%"] {
         assert_error(&mut client, GO, &go_data(name.as_bytes(), &[0, 1, 2, 3]), ERR_UNKNOWN);
@@ -327,7 +327,7 @@ fn nbd_a29_after_an_unknown_name_the_right_one_is_served() {
 }
 
 #[test]
-fn nbd_a30_canonical_name_and_description_are_sent_on_request() {
+fn a30_canonical_name_and_description_are_sent_on_request() {
     let (mut client, _session) = greeted();
     let replies = client.option(INFO, &go_data(b"", &[1, 2])).expect("an answer");
     assert_eq!(fact(&replies, 1), [NAME.as_bytes()]);
@@ -335,7 +335,7 @@ fn nbd_a30_canonical_name_and_description_are_sent_on_request() {
 }
 
 #[test]
-fn nbd_a31_a32_request_sizes_are_sent_always_and_make_sense() {
+fn a31_a32_request_sizes_are_sent_always_and_make_sense() {
     for (unit, minimum, preferred) in [(512, 1, 4096), (4096, 4096, 4096), (65536, 65536, 65536)] {
         let device = sealblk_block::ByteDevice::new(MemoryDevice::new(SIZE / 512).with_unit(unit));
         let (mut client, _session) = connect(&device);
@@ -345,14 +345,14 @@ fn nbd_a31_a32_request_sizes_are_sent_always_and_make_sense() {
 }
 
 #[test]
-fn nbd_a33_go_without_information_requests_is_served() {
+fn a33_go_without_information_requests_is_served() {
     let device = sealblk_block::ByteDevice::new(MemoryDevice::new(SIZE / 512).with_unit(4096));
     let (mut client, _session) = connect(&device);
     assert_eq!(client.go("").expect("no ERR_BLOCK_SIZE_REQD").size, SIZE);
 }
 
 #[test]
-fn nbd_a34_info_and_go_say_the_same() {
+fn a34_info_and_go_say_the_same() {
     let (mut client, _session) = greeted();
     let data = go_data(b"", &[1, 2, 3]);
     let mut info = client.option(INFO, &data).expect("an answer");
@@ -361,7 +361,7 @@ fn nbd_a34_info_and_go_say_the_same() {
 }
 
 #[test]
-fn nbd_a35_transmission_begins_right_after_the_ack_of_go() {
+fn a35_transmission_begins_right_after_the_ack_of_go() {
     // Without NO_ZEROES, and with the first request in the same segment as GO.
     let (mut client, _session) = connect(&memory());
     client.greet(1).expect("a greeting");
@@ -373,7 +373,7 @@ fn nbd_a35_transmission_begins_right_after_the_ack_of_go() {
 }
 
 #[test]
-fn nbd_a36_cve_2019_14851_options_in_any_order_are_harmless() {
+fn a36_cve_2019_14851_options_in_any_order_are_harmless() {
     let (mut client, _session) = greeted();
     let info = go_data(b"", &[]);
     assert_eq!(client.option(INFO, &info).expect("an answer").last().expect("one").kind, ACK);
@@ -384,7 +384,7 @@ fn nbd_a36_cve_2019_14851_options_in_any_order_are_harmless() {
 }
 
 #[test]
-fn nbd_a39_without_tls_starttls_is_refused_and_tls_is_never_demanded() {
+fn a39_without_tls_starttls_is_refused_and_tls_is_never_demanded() {
     let (mut client, _session) = greeted();
     let replies = client.option(STARTTLS, &[]).expect("an answer");
     assert_eq!(replies[0].kind, ERR_POLICY);
@@ -422,7 +422,7 @@ fn cve_2017_15119_an_option_of_4_gib_is_not_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nbd_a48_cve_2024_7409_a_slow_negotiation_meets_its_deadline() {
+async fn a48_cve_2024_7409_a_slow_negotiation_meets_its_deadline() {
     use tokio::io::AsyncWriteExt;
     let (mut client, server) = tokio::io::duplex(1 << 16);
     let (device, limits) = (memory(), sealblk_nbd::Limits::default());

@@ -115,7 +115,7 @@ fn cve_2017_9524_a_flood_of_clients_that_close_at_once_does_no_harm() {
 }
 
 #[test]
-fn nbd_a106_connections_over_the_cap_are_closed_and_slots_come_back() {
+fn a106_connections_over_the_cap_are_closed_and_slots_come_back() {
     let server = run(memory(), Limits { max_connections: 2, ..Limits::default() });
     let (mut first, mut second) = (server.unix(), server.unix());
     first.go("").expect("GO is answered");
@@ -133,7 +133,7 @@ fn nbd_a106_connections_over_the_cap_are_closed_and_slots_come_back() {
 }
 
 #[test]
-fn nbd_a101_stopping_under_load_answers_what_was_accepted() {
+fn a101_stopping_under_load_answers_what_was_accepted() {
     let gate = Gate::default();
     let server = run(GatedDevice { memory: memory(), gate: gate.clone() }, Limits::default());
     let mut client = server.unix();

@@ -57,11 +57,20 @@ pub(crate) fn info() -> ExportInfo {
 /// A connection to `device`, nothing said yet. A read of the client that takes 20 seconds fails, so
 /// that a server that does not answer fails the test instead of holding it.
 pub(crate) fn connect<D: BlockDevice>(device: &ByteDevice<D>) -> (Client, Session) {
-    connect_within(device, Limits::default())
+    serve(device, info(), Limits::default())
 }
 
 /// The same with other limits.
 pub(crate) fn connect_within<D: BlockDevice>(device: &ByteDevice<D>, limits: Limits) -> (Client, Session) {
+    serve(device, info(), limits)
+}
+
+/// The same for another export.
+pub(crate) fn connect_to<D: BlockDevice>(device: &ByteDevice<D>, info: ExportInfo) -> (Client, Session) {
+    serve(device, info, Limits::default())
+}
+
+fn serve<D: BlockDevice>(device: &ByteDevice<D>, info: ExportInfo, limits: Limits) -> (Client, Session) {
     let (client, server) = UnixStream::pair().expect("a pair of sockets");
     client.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
     client.set_write_timeout(Some(Duration::from_secs(20))).expect("a timeout");
@@ -72,7 +81,7 @@ pub(crate) fn connect_within<D: BlockDevice>(device: &ByteDevice<D>, limits: Lim
         let runtime = tokio::runtime::LocalRuntime::new().expect("a runtime");
         runtime.block_on(async move {
             let stream = tokio::net::UnixStream::from_std(server).expect("a stream");
-            serve_connection(stream, &device, &info(), &limits, stop, &Arc::default()).await
+            serve_connection(stream, &device, &info, &limits, stop, &Arc::default()).await
         })
     });
     (NbdClient::new(client), Session { thread, stopper })

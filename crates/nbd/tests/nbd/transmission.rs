@@ -31,7 +31,7 @@ fn gated() -> (ByteDevice<GatedDevice>, Gate) {
 }
 
 #[test]
-fn nbd_a69_bad_magic_ends_the_connection_after_the_accepted_requests() {
+fn a69_bad_magic_ends_the_connection_after_the_accepted_requests() {
     let (mut client, session) = transmitting(&memory());
     let garbage = [0x42; 28];
     client.send(&[request(READ, 0, 0, 4).to_bytes(), garbage.to_vec()].concat()).expect("sent");
@@ -42,7 +42,7 @@ fn nbd_a69_bad_magic_ends_the_connection_after_the_accepted_requests() {
 }
 
 #[test]
-fn nbd_a69_cookies_come_back_unchanged_and_may_repeat() {
+fn a69_cookies_come_back_unchanged_and_may_repeat() {
     let (mut client, _session) = transmitting(&memory());
     for cookie in [0, u64::MAX, 7, 7, 7] {
         client.send_request(RequestHeader { cookie, ..request(FLUSH, 0, 0, 0) }, &[]).expect("sent");
@@ -51,7 +51,7 @@ fn nbd_a69_cookies_come_back_unchanged_and_may_repeat() {
 }
 
 #[test]
-fn nbd_a70_flags_say_what_is_supported() {
+fn a70_flags_say_what_is_supported() {
     let (mut client, _session) = connect(&memory());
     let always = 1 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 10 | 1 << 11;
     assert_eq!(client.go("").expect("GO is answered").flags, always);
@@ -61,7 +61,7 @@ fn nbd_a70_flags_say_what_is_supported() {
 }
 
 #[test]
-fn nbd_a71_a_slow_request_does_not_hold_up_later_ones() {
+fn a71_a_slow_request_does_not_hold_up_later_ones() {
     let (device, gate) = gated();
     let (mut client, _session) = transmitting(&device);
     gate.close_from(1000);
@@ -84,7 +84,7 @@ fn nbd_a71_a_slow_request_does_not_hold_up_later_ones() {
 }
 
 #[test]
-fn nbd_a72_payload_is_consumed_whatever_the_error() {
+fn a72_payload_is_consumed_whatever_the_error() {
     let read_only = ByteDevice::new(MemoryDevice::new(SIZE / 512).with_read_only());
     let cases = [
         (memory(), request(WRITE, 0, SIZE, 100_000), ENOSPC),
@@ -101,7 +101,7 @@ fn nbd_a72_payload_is_consumed_whatever_the_error() {
 }
 
 #[test]
-fn nbd_a73_payloads_up_to_32_mib_are_taken_and_larger_ones_end_the_connection() {
+fn a73_payloads_up_to_32_mib_are_taken_and_larger_ones_end_the_connection() {
     let device = ByteDevice::new(MemoryDevice::new((64 << 20) / 512));
     let (mut client, session) = transmitting(&device);
     assert_eq!(ask(&mut client, request(WRITE, 0, 0, 32 << 20)), Ok(Vec::new()));
@@ -117,7 +117,7 @@ fn nbd_a73_payloads_up_to_32_mib_are_taken_and_larger_ones_end_the_connection() 
 }
 
 #[test]
-fn nbd_a74_reads_longer_than_the_advertised_maximum_are_invalid() {
+fn a74_reads_longer_than_the_advertised_maximum_are_invalid() {
     let device = ByteDevice::new(MemoryDevice::new((64 << 20) / 512));
     let (mut client, _session) = transmitting(&device);
     assert_eq!(ask(&mut client, request(READ, 0, 0, (32 << 20) + 1)), Err(EINVAL));
@@ -126,7 +126,7 @@ fn nbd_a74_reads_longer_than_the_advertised_maximum_are_invalid() {
 }
 
 #[test]
-fn nbd_a75_commands_without_payload_take_ranges_of_any_length() {
+fn a75_commands_without_payload_take_ranges_of_any_length() {
     let size = 3_u64 << 30;
     let device = ByteDevice::new(MemoryDevice::new(size / 512));
     let (mut client, _session) = transmitting(&device);
@@ -139,7 +139,7 @@ fn nbd_a75_commands_without_payload_take_ranges_of_any_length() {
 }
 
 #[test]
-fn nbd_a76_requests_of_zero_bytes_succeed() {
+fn a76_requests_of_zero_bytes_succeed() {
     let (mut client, _session) = transmitting(&memory());
     for command in [READ, WRITE, TRIM, WRITE_ZEROES, CACHE] {
         for offset in [0, 1, SIZE] {
@@ -149,7 +149,7 @@ fn nbd_a76_requests_of_zero_bytes_succeed() {
 }
 
 #[test]
-fn nbd_a77_a86_a87_a90_a91_a92_ranges_outside_the_export_are_refused() {
+fn a77_a86_a87_a90_a91_a92_ranges_outside_the_export_are_refused() {
     let (mut client, _session) = transmitting(&memory());
     let ranges = [
         (SIZE, 1),
@@ -177,7 +177,7 @@ fn nbd_a77_a86_a87_a90_a91_a92_ranges_outside_the_export_are_refused() {
 }
 
 #[test]
-fn nbd_a78_a94_a96_unknown_commands_are_invalid_and_have_no_payload() {
+fn a78_a94_a96_unknown_commands_are_invalid_and_have_no_payload() {
     let (mut client, _session) = transmitting(&memory());
     for command in [7, 8, 9, 100, 0xffff] {
         assert_eq!(ask(&mut client, request(command, 0, 0, 4096)), Err(EINVAL));
@@ -186,7 +186,7 @@ fn nbd_a78_a94_a96_unknown_commands_are_invalid_and_have_no_payload() {
 }
 
 #[test]
-fn nbd_a79_fua_is_accepted_on_every_command() {
+fn a79_fua_is_accepted_on_every_command() {
     let (mut client, _session) = transmitting(&memory());
     for command in ALL_COMMANDS {
         let length = if command == FLUSH { 0 } else { 512 };
@@ -199,7 +199,7 @@ fn nbd_a79_fua_is_accepted_on_every_command() {
 }
 
 #[test]
-fn nbd_a80_flags_belong_to_their_commands() {
+fn a80_flags_belong_to_their_commands() {
     let (mut client, _session) = transmitting(&memory());
     for command in ALL_COMMANDS {
         for bit in 1..16 {
@@ -218,7 +218,7 @@ fn nbd_a80_flags_belong_to_their_commands() {
 }
 
 #[test]
-fn nbd_a86_every_byte_range_is_served() {
+fn a86_every_byte_range_is_served() {
     let (mut client, _session) =
         transmitting(&ByteDevice::new(MemoryDevice::new(SIZE / 512).with_unit(4096)));
     let data: Vec<u8> = (0..9000_u32).map(|index| index.to_le_bytes()[0] | 1).collect();
@@ -230,7 +230,7 @@ fn nbd_a86_every_byte_range_is_served() {
 }
 
 #[test]
-fn nbd_a87_a90_a92_a_read_only_export_refuses_changes() {
+fn a87_a90_a92_a_read_only_export_refuses_changes() {
     let (mut client, _session) =
         transmitting(&ByteDevice::new(MemoryDevice::new(SIZE / 512).with_read_only()));
     for command in [WRITE, TRIM, WRITE_ZEROES] {
@@ -243,7 +243,7 @@ fn nbd_a87_a90_a92_a_read_only_export_refuses_changes() {
 }
 
 #[test]
-fn nbd_a89_flush_reaches_the_device_and_has_no_range() {
+fn a89_flush_reaches_the_device_and_has_no_range() {
     let (device, gate) = gated();
     let (mut client, _session) = transmitting(&device);
     assert_eq!(client.flush().expect("a reply"), Ok(()));
@@ -254,7 +254,7 @@ fn nbd_a89_flush_reaches_the_device_and_has_no_range() {
 }
 
 #[test]
-fn nbd_a92_a93_zeroed_ranges_read_as_zeros_in_every_mode() {
+fn a92_a93_zeroed_ranges_read_as_zeros_in_every_mode() {
     let (mut client, _session) = transmitting(&memory());
     for flags in [0, NO_HOLE, FAST_ZERO, NO_HOLE | FAST_ZERO, FUA | NO_HOLE] {
         client.write(0, &[0xee; 20_000]).expect("a reply").expect("written");
@@ -266,7 +266,7 @@ fn nbd_a92_a93_zeroed_ranges_read_as_zeros_in_every_mode() {
 }
 
 #[test]
-fn nbd_a90_a_trim_of_areas_never_written_succeeds() {
+fn a90_a_trim_of_areas_never_written_succeeds() {
     let (mut client, _session) = transmitting(&memory());
     let all = u32::try_from(SIZE).expect("small");
     assert_eq!(ask(&mut client, request(TRIM, 0, 0, all)), Ok(Vec::new()));
@@ -275,7 +275,7 @@ fn nbd_a90_a_trim_of_areas_never_written_succeeds() {
 }
 
 #[test]
-fn nbd_a97_a98_errors_of_the_store_become_numbers_of_the_protocol() {
+fn a97_a98_errors_of_the_store_become_numbers_of_the_protocol() {
     let (device, gate) = gated();
     let (mut client, _session) = transmitting(&device);
     let io_error = || BlockError::Io {
@@ -306,7 +306,7 @@ fn nbd_a97_a98_errors_of_the_store_become_numbers_of_the_protocol() {
 }
 
 #[test]
-fn nbd_a99_connections_see_one_device() {
+fn a99_connections_see_one_device() {
     let (device, gate) = gated();
     let (mut a, _session_a) = transmitting(&device);
     let (mut b, _session_b) = transmitting(&device);
