@@ -2,6 +2,7 @@
 //! the conformance checklist (reference/nbd.md, part A); those named after a CVE are regressions of
 //! other servers that must not happen here.
 
+mod any_bytes;
 mod chunks;
 mod extended;
 mod gated;

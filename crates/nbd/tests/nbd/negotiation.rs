@@ -1,8 +1,10 @@
 //! Points 3 to 37 of the checklist: greeting and options.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use sealblk_block::{BlockDevice, MemoryDevice};
+use sealblk_block::{BlockDevice, BlockError, Geometry, MemoryDevice, MemoryLane};
 use sealblk_nbd::negotiation::{MAX_OPTION_BYTES, Negotiation, Outcome, TlsMode, Violation};
 use sealblk_nbd::{ConnectionError, Ended, Export};
 use sealblk_testkit::nbd_client::{MODERN, OptionReply, RequestHeader, go_data, option_bytes};
@@ -77,7 +79,7 @@ fn negotiate(bytes: &[u8]) -> (Result<Option<Outcome>, Violation>, Vec<u8>) {
 }
 
 #[test]
-fn a03_the_greeting_offers_fixed_newstyle_and_no_zeroes_only() {
+fn a02_a03_the_greeting_is_newstyle_and_offers_fixed_newstyle_and_no_zeroes_only() {
     let (mut client, _session) = connect(&memory());
     assert_eq!(client.receive(18).expect("a greeting"), b"NBDMAGICIHAVEOPT\x00\x03");
 }
@@ -277,6 +279,24 @@ fn a23_a24_list_names_the_export_each_time_and_takes_no_data() {
 }
 
 #[test]
+fn a25_a_flood_of_options_is_answered_one_by_one_in_bounded_memory() {
+    let long = "x".repeat(4096);
+    let info = sealblk_nbd::ExportInfo::new(&long, &[], &long).expect("strings that can be sent");
+    let export = Export::new(info, MemoryDevice::new(8).geometry());
+    let mut negotiation = Negotiation::new(&export, TlsMode::Off);
+    negotiation.feed(&MODERN.to_be_bytes()).expect("flags");
+    let flood = option_bytes(LIST, &[]).repeat(1000);
+    let mut rest = &flood[..];
+    while !rest.is_empty() {
+        negotiation.replies().clear();
+        let fed = negotiation.feed(rest).expect("no violation");
+        assert_eq!(fed.consumed, 16, "one option a call");
+        assert!(negotiation.replies().len() <= 20 + 4 + 4096 + 4096 + 20);
+        rest = &rest[fed.consumed..];
+    }
+}
+
+#[test]
 fn a26_malformed_info_is_invalid() {
     let good = go_data(NAME.as_bytes(), &[3]);
     let (mut client, _session) = greeted();
@@ -393,7 +413,7 @@ fn a39_without_tls_starttls_is_refused_and_tls_is_never_demanded() {
 }
 
 #[test]
-fn cve_2022_26495_a_name_length_of_all_ones_is_invalid() {
+fn cve_2005_3534_cve_2022_26495_a_name_length_of_all_ones_is_invalid() {
     let (mut client, _session) = greeted();
     for option in [INFO, GO] {
         assert_error(&mut client, option, b"\xff\xff\xff\xff", ERR_INVALID);
@@ -418,6 +438,40 @@ fn cve_2017_15119_an_option_of_4_gib_is_not_waited_for() {
         let header = [b"IHAVEOPT", &option.to_be_bytes()[..], &[0xff; 4]].concat();
         let (ended, _) = negotiate(&[&MODERN.to_be_bytes()[..], &header].concat());
         assert_eq!(ended, Err(Violation::OptionLength { option, length: u32::MAX }));
+    }
+}
+
+#[test]
+fn cve_2019_14850_the_device_is_opened_when_the_export_is_chosen_and_not_before() {
+    let opened = Arc::new(AtomicUsize::new(0));
+    let device = sealblk_block::ByteDevice::new(Counted(MemoryDevice::new(SIZE / 512), Arc::clone(&opened)));
+    let (mut client, _session) = connect(&device);
+    client.greet(MODERN).expect("a greeting");
+    assert_error(&mut client, STARTTLS, b"", ERR_POLICY);
+    assert_error(&mut client, GO, &go_data(b"nobody", &[]), ERR_UNKNOWN);
+    assert_eq!(
+        client.option(INFO, &go_data(b"", &[1, 2, 3])).expect("an answer").last().expect("one").kind,
+        ACK
+    );
+    assert_in_step(&mut client);
+    assert_eq!(opened.load(Ordering::SeqCst), 0);
+    client.option(GO, &go_data(b"", &[])).expect("an answer");
+    assert_eq!(opened.load(Ordering::SeqCst), 1);
+}
+
+/// Memory that counts how often it was opened.
+struct Counted(MemoryDevice, Arc<AtomicUsize>);
+
+impl BlockDevice for Counted {
+    type Lane = MemoryLane;
+
+    fn geometry(&self) -> Geometry {
+        self.0.geometry()
+    }
+
+    fn open_lane(&self) -> Result<MemoryLane, BlockError> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        self.0.open_lane()
     }
 }
 

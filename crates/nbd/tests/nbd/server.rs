@@ -115,6 +115,29 @@ fn cve_2017_9524_a_flood_of_clients_that_close_at_once_does_no_harm() {
 }
 
 #[test]
+fn cve_2011_1925_cve_2013_7441_cve_2015_0847_clients_that_fail_to_negotiate_leave_the_listener_alone() {
+    let server = run(memory(), Limits { max_connections: 100, ..Limits::default() });
+    let silent: Vec<_> = (0..10).map(|_| server.unix()).collect();
+    for number in 0..30 {
+        let mut client = server.unix();
+        client.greet(3).expect("a greeting");
+        match number % 3 {
+            0 => {}
+            1 => client.send_option(1, b"an export that is not here").expect("sent"),
+            _ => client.send(b"not an option at all").expect("sent"),
+        }
+        drop(client);
+        server.wait_for_end();
+    }
+    let mut client = server.unix();
+    client.go("").expect("GO is answered");
+    assert_eq!(client.read(0, 3).expect("a reply"), Ok(vec![0; 3]));
+    drop((client, silent));
+    let report = server.stop();
+    assert_eq!((report.served, report.panicked, report.stuck), (41, 0, 0));
+}
+
+#[test]
 fn a106_connections_over_the_cap_are_closed_and_slots_come_back() {
     let server = run(memory(), Limits { max_connections: 2, ..Limits::default() });
     let (mut first, mut second) = (server.unix(), server.unix());

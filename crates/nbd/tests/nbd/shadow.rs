@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use sealblk_block::{ByteDevice, MemoryDevice};
 use sealblk_testkit::nbd_client::RequestHeader;
 
+use crate::chunks::{Ask, DF, PAYLOAD_LEN, chunked_on};
 use crate::support::*;
 
 /// Small, so that requests overlap and meet the end.
@@ -33,8 +34,17 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// What the reply must be, by the words of the protocol; changes `shadow` accordingly.
 fn expected(step: &Step, shadow: &mut [u8]) -> Result<Vec<u8>, u32> {
+    expected_with(0, step, shadow)
+}
+
+/// The same where the flags `on_read` may stand on a READ.
+fn expected_with(on_read: u16, step: &Step, shadow: &mut [u8]) -> Result<Vec<u8>, u32> {
     let RequestHeader { flags, command, offset, length, .. } = step.header;
-    let allowed = if command == WRITE_ZEROES { 1 | 2 | 16 } else { 1 };
+    let allowed = match command {
+        WRITE_ZEROES => 1 | 2 | 16,
+        READ => 1 | on_read,
+        _ => 1,
+    };
     if command == 2 || command > WRITE_ZEROES || flags & !allowed != 0 {
         return Err(EINVAL);
     }
@@ -57,7 +67,12 @@ fn expected(step: &Step, shadow: &mut [u8]) -> Result<Vec<u8>, u32> {
 fn follow_trim(client: &mut Client, step: &Step, shadow: &mut [u8]) {
     let (offset, length) = (step.header.offset, step.header.length);
     let seen = client.read(offset, length).expect("a reply").expect("data");
-    for (index, byte) in seen.into_iter().enumerate() {
+    follow(&seen, step, shadow);
+}
+
+fn follow(seen: &[u8], step: &Step, shadow: &mut [u8]) {
+    let offset = step.header.offset;
+    for (index, byte) in seen.iter().copied().enumerate() {
         let at = usize::try_from(offset).expect("inside") + index;
         assert!(byte == 0 || byte == shadow[at], "byte {at} is neither old nor zero");
         shadow[at] = byte;
@@ -84,6 +99,32 @@ proptest! {
             }
         }
         client.disconnect().expect("sent");
+        drop(client);
+        prop_assert!(session.end().is_ok());
+    }
+
+    #[test]
+    fn in_chunks_every_reply_is_what_an_array_would_give(
+        steps in prop::collection::vec(step(), 1..60), extended in any::<bool>(),
+    ) {
+        let device = ByteDevice::new(MemoryDevice::new(BYTES / 512));
+        let (mut client, session) = chunked_on(&device, info(), extended, &[]);
+        let mut shadow = vec![0; BYTES as usize];
+        for step in &steps {
+            // Whether a payload follows is not left to chance: a wrong word about it ends the connection.
+            let RequestHeader { flags, command, offset, length, .. } = step.header;
+            let step = Step { header: RequestHeader { flags: flags & !PAYLOAD_LEN, ..step.header }, ..*step };
+            let expected = expected_with(DF, &step, &mut shadow);
+            let is_write = command == WRITE;
+            let sent = step.header.flags | if is_write && extended { PAYLOAD_LEN } else { 0 };
+            let payload = if is_write { vec![step.fill; length as usize] } else { vec![] };
+            let answer = client.ask(&Ask::new(command, sent, offset, length.into()).carrying(payload));
+            prop_assert_eq!(answer.error.map_or(Ok(answer.content), Err), expected, "{:?}", step);
+            if command == TRIM && answer.error.is_none() && length > 0 {
+                let seen = client.read(offset, length.into());
+                follow(&seen, &step, &mut shadow);
+            }
+        }
         drop(client);
         prop_assert!(session.end().is_ok());
     }

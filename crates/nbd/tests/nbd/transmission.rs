@@ -306,6 +306,22 @@ fn a97_a98_errors_of_the_store_become_numbers_of_the_protocol() {
 }
 
 #[test]
+fn a100_nothing_but_a_violation_ends_the_connection() {
+    let (mut client, session) = transmitting(&memory());
+    for command in (0..40).filter(|command| *command != 2) {
+        for flags in [0, 1, 0xffff, 1 << 15] {
+            for (offset, length) in [(0, 0), (0, 1), (SIZE, 1), (u64::MAX, 512), (7, 60_000)] {
+                let _ = ask(&mut client, request(command, flags, offset, length));
+            }
+        }
+    }
+    assert!(client.read(0, 1).expect("a reply").is_ok());
+    client.disconnect().expect("sent");
+    drop(client);
+    assert!(session.end().is_ok());
+}
+
+#[test]
 fn a99_connections_see_one_device() {
     let (device, gate) = gated();
     let (mut a, _session_a) = transmitting(&device);
