@@ -152,6 +152,102 @@ fn nbdsh_is_told_the_right_errors() {
 }
 
 #[test]
+fn nbdsh_is_told_extents_and_chunks_exactly() {
+    on_both(&["--size", "8MiB"], |_, _, attachment| {
+        nbdsh(attachment, include_str!("nbdsh/block_status.py"));
+    });
+}
+
+/// Where data is written in the tests of maps: offset and length.
+const DATA: [(u64, usize); 3] = [(MIB, 1 << 20), (5 * MIB, 64 << 10), (8 * MIB - 4096, 4096)];
+
+/// What a map of that must say: offset, length, whether there is data.
+fn expected_map() -> Vec<(u64, u64, bool)> {
+    let (mut map, mut at) = (Vec::new(), 0);
+    for (offset, len) in DATA {
+        map.push((at, offset - at, false));
+        map.push((offset, len as u64, true));
+        at = offset + len as u64;
+    }
+    map
+}
+
+/// A sparse image of 8 MiB with noise where [`DATA`] says.
+fn sparse_image(pool: &Pool) -> std::path::PathBuf {
+    let mut bytes = vec![0; 8 << 20];
+    for (offset, len) in DATA {
+        bytes[offset as usize..][..len].copy_from_slice(&noise(offset, len));
+    }
+    let path = pool.root().join("sparse-image");
+    std::fs::write(&path, bytes).expect("the image is written");
+    path
+}
+
+/// How much of a file has space of its own.
+fn allocated_bytes(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).expect("the file is there").blocks() * 512
+}
+
+/// The map of an export as nbdinfo prints it.
+fn nbdinfo_map(uri: &str) -> Vec<(u64, u64, bool)> {
+    let map: Value = serde_json::from_str(&with("nbdinfo", &["--map", "--json", uri])).expect("JSON");
+    let number = |extent: &Value, name: &str| extent[name].as_u64().expect("a number");
+    let extent = |extent: &Value| {
+        let kind = number(extent, "type");
+        assert!(kind == 0 || kind == 3, "data, or a hole that reads as zeros: {extent}");
+        (number(extent, "offset"), number(extent, "length"), kind == 0)
+    };
+    map.as_array().expect("a list").iter().map(extent).collect()
+}
+
+#[test]
+fn maps_of_a_volume_show_its_data_and_its_holes_exactly() {
+    on_both(&["--size", "8MiB"], |_, _, attachment| {
+        let size = 8 * MIB;
+        assert_eq!(nbdinfo_map(attachment.uri()), [(0, size, false)]);
+        let mut client = attachment.client();
+        for (offset, len) in DATA {
+            client.write(offset, &noise(offset, len)).expect("the write is taken");
+        }
+        assert_eq!(nbdinfo_map(attachment.uri()), expected_map());
+        let map = with("qemu-img", &["map", "-f", "raw", "--output=json", attachment.uri()]);
+        let map: Value = serde_json::from_str(&map).expect("qemu-img prints JSON");
+        let extent = |extent: &Value| {
+            let data = extent["data"].as_bool().expect("a flag");
+            assert_eq!(extent["zero"], Value::from(!data), "{extent}");
+            let number = |name: &str| extent[name].as_u64().expect("a number");
+            (number("start"), number("length"), data)
+        };
+        let seen: Vec<_> = map.as_array().expect("a list").iter().map(extent).collect();
+        assert_eq!(seen, expected_map());
+        client.trim(0, u32::try_from(size).expect("small") as usize).expect("the trim is answered");
+        assert_eq!(nbdinfo_map(attachment.uri()), [(0, size, false)]);
+    });
+}
+
+#[test]
+fn sparse_copies_in_and_out_stay_sparse() {
+    on_both(&["--size", "8MiB"], |pool, _, attachment| {
+        let image = sparse_image(pool);
+        let space: u64 = DATA.iter().map(|(_, len)| *len as u64).sum();
+        with("nbdcopy", &[text(&image), attachment.uri()]);
+        assert_eq!(nbdinfo_map(attachment.uri()), expected_map());
+        let (by_nbdcopy, by_qemu) = (pool.root().join("nbdcopy"), pool.root().join("qemu-img"));
+        with("nbdcopy", &["--sparse=0", attachment.uri(), text(&by_nbdcopy)]);
+        with("qemu-img", &["convert", "-f", "raw", "-O", "raw", "-S", "0", attachment.uri(), text(&by_qemu)]);
+        let original = std::fs::read(&image).expect("in");
+        for copy in [by_nbdcopy, by_qemu] {
+            assert!(std::fs::read(&copy).expect("out") == original, "{}", copy.display());
+        }
+        let by_extents = pool.root().join("by-extents");
+        with("nbdcopy", &[attachment.uri(), text(&by_extents)]);
+        assert!(std::fs::read(&by_extents).expect("out") == original);
+        assert_eq!(allocated_bytes(&by_extents), space, "holes stay holes");
+    });
+}
+
+#[test]
 fn qemu_img_converts_compares_and_tells_the_size() {
     on_both(&["--size", "32MiB"], |pool, _, attachment| {
         let (image, back) = (image(pool, "image", 32 << 20), pool.root().join("back.qcow2"));
