@@ -221,7 +221,7 @@ fn maps_of_a_volume_show_its_data_and_its_holes_exactly() {
         };
         let seen: Vec<_> = map.as_array().expect("a list").iter().map(extent).collect();
         assert_eq!(seen, expected_map());
-        client.trim(0, u32::try_from(size).expect("small") as usize).expect("the trim is answered");
+        client.trim(0, 8 << 20).expect("the trim is answered");
         assert_eq!(nbdinfo_map(attachment.uri()), [(0, size, false)]);
     });
 }
@@ -234,16 +234,13 @@ fn sparse_copies_in_and_out_stay_sparse() {
         with("nbdcopy", &[text(&image), attachment.uri()]);
         assert_eq!(nbdinfo_map(attachment.uri()), expected_map());
         let (by_nbdcopy, by_qemu) = (pool.root().join("nbdcopy"), pool.root().join("qemu-img"));
-        with("nbdcopy", &["--sparse=0", attachment.uri(), text(&by_nbdcopy)]);
-        with("qemu-img", &["convert", "-f", "raw", "-O", "raw", "-S", "0", attachment.uri(), text(&by_qemu)]);
+        with("nbdcopy", &[attachment.uri(), text(&by_nbdcopy)]);
+        with("qemu-img", &["convert", "-f", "raw", "-O", "raw", attachment.uri(), text(&by_qemu)]);
         let original = std::fs::read(&image).expect("in");
         for copy in [by_nbdcopy, by_qemu] {
             assert!(std::fs::read(&copy).expect("out") == original, "{}", copy.display());
+            assert_eq!(allocated_bytes(&copy), space, "{}: holes stay holes", copy.display());
         }
-        let by_extents = pool.root().join("by-extents");
-        with("nbdcopy", &[attachment.uri(), text(&by_extents)]);
-        assert!(std::fs::read(&by_extents).expect("out") == original);
-        assert_eq!(allocated_bytes(&by_extents), space, "holes stay holes");
     });
 }
 
