@@ -90,7 +90,7 @@ fn count_allocations(dialect: Dialect) {
         exchange(&mut client, dialect, batch);
     }
     seen.push(ALLOCATIONS.load(Ordering::Relaxed));
-    client.disconnect().expect("disconnected");
+    send(&mut client, dialect, RequestHeader { command: 2, ..RequestHeader::default() }, &[]);
     assert!(matches!(lane.join().expect("the lane does not panic"), Ended::Disconnected));
     assert!(before > 0, "the counter counts: a runtime allocates");
     assert_eq!(seen[1] - seen[0], 0, "allocations in {} requests, {dialect:?}", BATCHES * DEPTH);
