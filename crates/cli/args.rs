@@ -236,6 +236,9 @@ pub(crate) struct CreateArgs {
     /// The key that wraps the volume's data key: id, ARN or alias; needs --encrypted
     #[arg(long, value_name = "KEY")]
     pub(crate) kms_key_id: Option<String>,
+    /// A further key to wrap the data key under, used when the ones before cannot be; may be given several times
+    #[arg(long, value_name = "KEY")]
+    pub(crate) recovery_kms_key_id: Vec<String>,
     /// Keep the data in this file or block device, not in the pool; a new file is created sparse
     #[arg(long, value_name = "PATH")]
     pub(crate) backing: Option<PathBuf>,

@@ -3,7 +3,7 @@
 use std::io;
 
 use sealblk_block::Caching;
-use sealblk_control::{AttachVolume, ControlError, MetricsAddress, Pool};
+use sealblk_control::{AttachVolume, ControlError, KeyUse, MetricsAddress, Pool};
 use sealblk_keymem::harden_process;
 use sealblk_nbd::{ConnectionEvent, Events, Peer, Refusal};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -47,6 +47,9 @@ pub(crate) fn run(pool: &Pool, place: &Place, args: &AttachArgs, output: &Output
     if args.endpoints.admits_anybody() {
         output.note("warning: clients from elsewhere are not asked who they are: whoever reaches the port reads and writes the volume (see --tls-verify-peer)");
     }
+    if let Some(key_use) = attachment.key_use() {
+        tell_of_recovery(&request, key_use, output);
+    }
     if let Some(url) = attachment.metrics_url() {
         output.note(&format!("{}: metrics at {url}", request.volume));
     }
@@ -60,6 +63,16 @@ pub(crate) fn run(pool: &Pool, place: &Place, args: &AttachArgs, output: &Output
     let report = tokio::task::LocalSet::new().block_on(&io, serving)?;
     output.note(&format!("{}: detached after {} connections", request.volume, report.served));
     Ok(())
+}
+
+/// Says which key served if it was not the first one, and why.
+fn tell_of_recovery(request: &AttachVolume, key_use: &KeyUse, output: &Output) {
+    for (key, reason) in &key_use.passed_over {
+        output.note(&format!("warning: {}: the key {key} could not be used: {reason}", request.volume));
+    }
+    if !key_use.passed_over.is_empty() {
+        output.note(&format!("warning: {}: unlocked by the recovery key {}", request.volume, key_use.key));
+    }
 }
 
 /// Says that clients may come: to whoever reads stdout, unless that is the client itself, and to the service

@@ -52,6 +52,7 @@ fn create(pool: &Pool, args: CreateArgs, output: &Output) -> Result<(), Failure>
         size_bytes: args.size,
         encrypted: args.encrypted(),
         kms_key_id: args.kms_key_id,
+        recovery_kms_key_ids: args.recovery_kms_key_id,
         backing: args.backing,
         discard: !args.no_discard,
         erase: args.erase,
@@ -157,6 +158,7 @@ fn describe(volume: &VolumeDescription) -> String {
         ("Encrypted", yes(volume.encrypted)),
     ];
     pairs.extend(volume.kms_key_id.as_ref().map(|key| ("KmsKeyId", key.to_string())));
+    pairs.extend(volume.recovery_keys.iter().map(|key| ("RecoveryKey", key.kms_key_id.to_string())));
     pairs.push(("CreateTime", seconds(volume.create_time)));
     pairs.push(("Discard", yes(volume.discard)));
     pairs.push(("Backing", volume.backing.display().to_string()));

@@ -9,6 +9,7 @@ mod key;
 mod memory;
 mod pool;
 mod process;
+pub mod services;
 
 pub use attachment::Attachment;
 pub use client::Client;
@@ -24,6 +25,7 @@ pub mod exit {
     pub const NOT_FOUND: i32 = 3;
     pub const WRONG_STATE: i32 = 4;
     pub const DENIED: i32 = 5;
+    pub const UNREACHABLE: i32 = 6;
 }
 
 /// Bytes in a KiB.

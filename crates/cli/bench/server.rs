@@ -79,6 +79,7 @@ impl Volumes<'_> {
                 size_bytes: self.bytes,
                 encrypted: Some(encrypted),
                 kms_key_id: None,
+                recovery_kms_key_ids: Vec::new(),
                 backing: None,
                 discard: true,
                 erase: false,

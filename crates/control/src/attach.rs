@@ -15,7 +15,7 @@ use crate::attachment::{Announcement, AttachmentRecord, AttachmentState};
 use crate::conversation::{Answer, ControlSocket};
 use crate::endpoints::{BoundEndpoints, Endpoints, UnixEndpoint};
 use crate::error::ControlError;
-use crate::grant::HeldGrant;
+use crate::grant::{HeldGrant, KeyUse};
 use crate::hold::HeldVolume;
 use crate::metrics::{MetricsAddress, MetricsServer};
 use crate::open::{OpenHow, OpenVolume};
@@ -105,6 +105,14 @@ impl Attachment<'_> {
     /// are served once [`Self::serve`] runs.
     pub fn uris(&self) -> &[String] {
         self.endpoints.uris()
+    }
+
+    /// Which key unwrapped the data key; `None`: the volume is not encrypted.
+    pub fn key_use(&self) -> Option<&KeyUse> {
+        match &self.volume {
+            OpenVolume::Plain(_) => None,
+            OpenVolume::Encrypted(_, grant) => Some(&grant.key_use),
+        }
     }
 
     /// Where metrics are served: a URL, or `unix:` and a path.

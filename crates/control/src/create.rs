@@ -8,17 +8,17 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use sealblk_kms::{EncryptionContext, KeyMetadata, KeyState};
+use sealblk_kms::{EncryptionContext, KeyMetadata, KeyState, ReEncryptRequest, WrappedKey};
 use sealblk_record::{LockFile, RecordFile};
 use sealblk_volume::{
-    Backing, Encryption, KeyReference, VolumeDirectory, VolumeId, VolumeRecord, VolumeSize, WrappedDataKey,
-    XtsEncryption,
+    Backing, Encryption, KeyReference, RecoveryKey, VolumeDirectory, VolumeId, VolumeRecord, VolumeSize,
+    WrappedDataKey, XtsEncryption,
 };
 
 use crate::backing::{self, PreparedBacking};
 use crate::describe::VolumeDescription;
 use crate::error::ControlError;
-use crate::outcome::{EncryptionRequest, Outcome, Source, outcome};
+use crate::outcome::{EncryptionRequest, Outcome, OutcomeError, Source, outcome};
 use crate::pool::{DELETED, Pool, UNFINISHED, load_record, sync_directory};
 
 /// What CreateVolume is asked for.
@@ -30,6 +30,8 @@ pub struct CreateVolume {
     pub encrypted: Option<bool>,
     /// `KmsKeyId`, if given: id, ARN or alias.
     pub kms_key_id: Option<String>,
+    /// Further keys that the data key is wrapped under, for when the first cannot be used; each as `kms_key_id`.
+    pub recovery_kms_key_ids: Vec<String>,
     /// A file or block device to keep the data in; `None`: a sparse file in the pool.
     pub backing: Option<PathBuf>,
     /// Whether TRIM may give space back to the store.
@@ -42,6 +44,7 @@ pub struct CreateVolume {
 struct ChosenKey {
     arn: KeyReference,
     wrapped: WrappedDataKey,
+    recovery: Vec<RecoveryKey>,
 }
 
 impl Pool {
@@ -72,14 +75,28 @@ impl Pool {
             EncryptionRequest { encrypted: request.encrypted, kms_key_id: request.kms_key_id.as_deref() };
         let settings = self.pool_directory().settings()?;
         let Outcome::Encrypted { key } = outcome(asked, settings.defaults(), Source::Empty)? else {
-            return Ok(None);
+            let no_key = OutcomeError::KeyWithoutEncrypted;
+            return if request.recovery_kms_key_ids.is_empty() { Ok(None) } else { Err(no_key.into()) };
         };
         let arn = usable_key(self.kms.describe_key(key)?)?;
         let context = EncryptionContext::for_resource(&id.to_string());
+        // All keys are looked at before the first call that makes something.
+        let others = request.recovery_kms_key_ids.iter();
+        let others =
+            others.map(|key| usable_key(self.kms.describe_key(key)?)).collect::<Result<Vec<_>, _>>()?;
         let wrapped = self.kms.generate_data_key_without_plaintext(arn.as_str(), &context)?;
-        let wrapped = WrappedDataKey::from_bytes(wrapped.0)
-            .map_err(|_| ControlError::KeyAnswer { reason: "a wrapped key has 1 to 6144 bytes" })?;
-        Ok(Some(ChosenKey { arn, wrapped }))
+        let recovery = others.into_iter().map(|other| {
+            let rewrapped = self.kms.re_encrypt(&ReEncryptRequest {
+                wrapped: &wrapped,
+                from_key: arn.as_str(),
+                from_context: &context,
+                to_key: other.as_str(),
+                to_context: &context,
+            })?;
+            Ok(RecoveryKey { kms_key_id: other, wrapped_key: storable(rewrapped)? })
+        });
+        let recovery = recovery.collect::<Result<Vec<_>, ControlError>>()?;
+        Ok(Some(ChosenKey { arn, wrapped: storable(wrapped)?, recovery }))
     }
 
     /// Makes the volume's directory under a name that no command shows, with its record, so that its backing
@@ -97,7 +114,9 @@ impl Pool {
         };
         let encryption = match key {
             None => Encryption::Plain {},
-            Some(key) => Encryption::Aes256Xts(XtsEncryption::new(key.arn, key.wrapped, id)),
+            Some(key) => Encryption::Aes256Xts(
+                XtsEncryption::new(key.arn, key.wrapped, id).with_recovery_keys(key.recovery),
+            ),
         };
         let record = VolumeRecord {
             volume_id: id,
@@ -147,6 +166,11 @@ impl Pool {
         }
         Ok(())
     }
+}
+
+fn storable(wrapped: WrappedKey) -> Result<WrappedDataKey, ControlError> {
+    WrappedDataKey::from_bytes(wrapped.0)
+        .map_err(|_| ControlError::KeyAnswer { reason: "a wrapped key has 1 to 6144 bytes" })
 }
 
 /// The key's ARN, if volumes can be encrypted under it now.

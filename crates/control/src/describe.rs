@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use sealblk_kms::GrantId;
 use sealblk_record::wait_until_free;
 use sealblk_volume::{
-    Backing, Encryption, KeyReference, SnapshotId, VolumeDirectory, VolumeId, VolumeRecord, VolumeSize,
-    WrappedDataKey,
+    Backing, Encryption, KeyReference, RecoveryKey, SnapshotId, VolumeDirectory, VolumeId, VolumeRecord,
+    VolumeSize, WrappedDataKey,
 };
 use serde::Serialize;
 
@@ -61,6 +61,9 @@ pub struct VolumeDescription {
     /// Its data key, wrapped under that key; base64.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wrapped_key: Option<WrappedDataKey>,
+    /// The same data key under further keys, tried in this order when the first cannot be used.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub recovery_keys: Vec<RecoveryKey>,
     /// The snapshot it came from.
     pub snapshot_id: Option<SnapshotId>,
     /// When it was created.
@@ -152,6 +155,10 @@ fn describe(directory: &VolumeDirectory, record: &VolumeRecord) -> Result<Volume
         Encryption::Plain {} => (None, None),
         Encryption::Aes256Xts(xts) => (Some(xts.kms_key_id.clone()), Some(xts.wrapped_key.clone())),
     };
+    let recovery_keys = match &record.encryption {
+        Encryption::Plain {} => Vec::new(),
+        Encryption::Aes256Xts(xts) => xts.recovery_keys.clone(),
+    };
     Ok(VolumeDescription {
         volume_id: record.volume_id,
         state: if in_use { VolumeState::InUse } else { VolumeState::Available },
@@ -162,6 +169,7 @@ fn describe(directory: &VolumeDirectory, record: &VolumeRecord) -> Result<Volume
         encrypted: kms_key_id.is_some(),
         kms_key_id,
         wrapped_key,
+        recovery_keys,
         snapshot_id: record.snapshot_id,
         create_time: record.create_time,
         discard: record.discard,

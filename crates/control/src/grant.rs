@@ -8,31 +8,66 @@ use sealblk_kms::{
     DecryptRequest, EncryptionContext, GrantOperation, GrantRequest, KmsError, KmsErrorKind, Principal,
     WrappedKey,
 };
-use sealblk_volume::EncryptedVolume;
+use sealblk_volume::{EncryptedVolume, VolumeId};
 
 use crate::attachment::{Announcement, GrantRecord};
 use crate::error::ControlError;
 use crate::pool::Pool;
 
+/// Which key unwrapped a volume's data key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KeyUse {
+    /// The key.
+    pub key: String,
+    /// The keys that come before it and could not be used, each with the reason.
+    pub passed_over: Vec<(String, String)>,
+}
+
 /// A live grant; retired when dropped. Of a key service that has no grants it is empty.
 pub(crate) struct HeldGrant<'p> {
     pool: &'p Pool,
     record: Option<GrantRecord>,
+    /// What the grant is for, and what could not be had.
+    pub(crate) key_use: KeyUse,
 }
 
 impl<'p> HeldGrant<'p> {
-    /// Creates the volume's grant, notes it in `announcement`, and has the data key unwrapped under it.
+    /// Has the data key unwrapped by the first of the volume's keys that can be used, under a grant that is noted in
+    /// `announcement`. If none can, the error is the first key's.
     pub(crate) fn unlock(
         pool: &'p Pool,
         volume: &EncryptedVolume<'_>,
         announcement: &mut Announcement,
     ) -> Result<(Self, DataKey), ControlError> {
         let id = volume.volume_id();
-        let key = volume.kms_key_id().as_str();
-        let unusable = |error: KmsError| {
-            let (key, source) = (key.to_owned(), Box::new(error));
-            ControlError::KeyUnusable { id, key, source }
-        };
+        let mut first_error = None;
+        let mut passed_over = Vec::new();
+        for (key, wrapped) in volume.wrappings() {
+            let wrapped = WrappedKey(wrapped.as_bytes().to_vec());
+            match Self::unwrap(pool, id, key.as_str(), &wrapped, announcement) {
+                Ok((mut held, data_key)) => {
+                    held.key_use.passed_over = passed_over;
+                    return Ok((held, data_key));
+                }
+                Err(Refusal::Key(error)) => {
+                    passed_over.push((key.to_string(), error.to_string()));
+                    let source = Box::new(error);
+                    first_error.get_or_insert(ControlError::KeyUnusable { id, key: key.to_string(), source });
+                }
+                Err(Refusal::Here(error)) => return Err(error),
+            }
+        }
+        Err(first_error.expect("an encrypted volume has one key at least"))
+    }
+
+    /// One key: its grant, and the data key under it.
+    fn unwrap(
+        pool: &'p Pool,
+        id: VolumeId,
+        key: &str,
+        wrapped: &WrappedKey,
+        announcement: &mut Announcement,
+    ) -> Result<(Self, DataKey), Refusal> {
         let context = EncryptionContext::for_resource(&id.to_string());
         let grantee = Principal(format!("host:{}/{id}", host_name()));
         let request = GrantRequest {
@@ -47,23 +82,28 @@ impl<'p> HeldGrant<'p> {
             Ok(grant) => Some(GrantRecord { kms_key_id: key.to_owned(), grant_id: grant.id }),
             // The service's own permission for this host is all there is.
             Err(error) if error.kind == KmsErrorKind::NoGrants => None,
-            Err(error) => return Err(unusable(error)),
+            Err(error) => return Err(Refusal::Key(error)),
         };
-        let held = Self { pool, record };
-        announcement.update(|record| record.grant.clone_from(&held.record))?;
-        let data_key = pool.kms.decrypt(&DecryptRequest {
-            wrapped: &WrappedKey(volume.wrapped_key().as_bytes().to_vec()),
-            key,
-            context: &context,
-            grant: held.record.as_ref().map(|record| (&record.grant_id, &grantee)),
-        });
-        Ok((held, data_key.map_err(unusable)?))
+        let key_use = KeyUse { key: key.to_owned(), passed_over: Vec::new() };
+        let held = Self { pool, record, key_use };
+        announcement.update(|record| record.grant.clone_from(&held.record)).map_err(Refusal::Here)?;
+        let grant = held.record.as_ref().map(|record| (&record.grant_id, &grantee));
+        let data_key = pool.kms.decrypt(&DecryptRequest { wrapped, key, context: &context, grant });
+        Ok((held, data_key.map_err(Refusal::Key)?))
     }
 
     /// Ends the grant.
     pub(crate) fn retire(mut self) -> Result<(), ControlError> {
         self.record.take().map_or(Ok(()), |record| self.pool.retire(&record))
     }
+}
+
+/// Why one key did not unwrap the data key.
+enum Refusal {
+    /// Another key may.
+    Key(KmsError),
+    /// The pool itself does not work.
+    Here(ControlError),
 }
 
 impl Drop for HeldGrant<'_> {

@@ -40,6 +40,7 @@ pub use describe::{AttachmentDescription, DamagedVolume, ListedVolume, VolumeDes
 pub use endpoints::{Endpoints, InheritedClient, UnixEndpoint};
 pub use error::{ControlError, ErrorClass};
 pub use explain::Explanation;
+pub use grant::KeyUse;
 pub use metrics::{MalformedMetricsAddress, MetricsAddress};
 pub use outcome::{
     EncryptionDefaults, EncryptionRequest, Outcome, OutcomeError, Source, copy_outcome, outcome, row,

@@ -119,7 +119,7 @@ impl Patience {
 
     /// What a provider has of an attempt's time, in milliseconds.
     fn inner_ms(&self) -> u64 {
-        self.timeout_ms.clamp(100, 300_000) / 10 * 9
+        self.timeout_ms.clamp(100, 300_000) / 5 * 4
     }
 
     /// For all attempts together.

@@ -26,7 +26,7 @@ pub use id::{IdKind, MalformedId, ResourceId, SnapshotId, SnapshotKind, VolumeId
 pub use materialize::{MaterializeProgress, Materialized};
 pub use meter::CipherStatistics;
 pub use open::{Access, EncryptedVolume, OpenError, PlainVolume};
-pub use record::{Backing, Encryption, VolumeRecord, XtsEncryption};
+pub use record::{Backing, Encryption, RecoveryKey, VolumeRecord, XtsEncryption};
 pub use seal::{Seal, SealError};
 pub use size::{SizeError, VolumeSize};
 pub use volume::{Volume, VolumeLane};

@@ -80,6 +80,9 @@ pub struct XtsEncryption {
     pub kms_key_id: KeyReference,
     /// The data key, wrapped, with `{"aws:ebs:id": VolumeId}` as encryption context.
     pub wrapped_key: WrappedDataKey,
+    /// The same data key under further keys, for when the first cannot be used; tried in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recovery_keys: Vec<RecoveryKey>,
     /// Which volume's creation generated the data key: this volume's own, or for one restored from a
     /// snapshot under the same key, its ancestor's.
     pub lineage: VolumeId,
@@ -92,17 +95,33 @@ pub struct XtsEncryption {
     seal: Option<Seal>,
 }
 
+/// A volume's data key under a key other than its first.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct RecoveryKey {
+    /// The KMS key that wraps it.
+    pub kms_key_id: KeyReference,
+    /// The data key, wrapped, with the same encryption context.
+    pub wrapped_key: WrappedDataKey,
+}
+
 impl XtsEncryption {
     /// A new volume's, not sealed yet.
     pub fn new(kms_key_id: KeyReference, wrapped_key: WrappedDataKey, lineage: VolumeId) -> Self {
         Self {
             kms_key_id,
             wrapped_key,
+            recovery_keys: Vec::new(),
             lineage,
             data_unit_bytes: DATA_UNIT_BYTES,
             tweak_origin: TWEAK_ORIGIN,
             seal: None,
         }
+    }
+
+    /// This with the same data key under further keys.
+    pub fn with_recovery_keys(self, recovery_keys: Vec<RecoveryKey>) -> Self {
+        Self { recovery_keys, ..self }
     }
 
     /// The seal, once the volume was attached.

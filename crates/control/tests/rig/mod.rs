@@ -140,6 +140,7 @@ pub(crate) fn plain() -> CreateVolume {
         size_bytes: 1 << 20,
         encrypted: None,
         kms_key_id: None,
+        recovery_kms_key_ids: Vec::new(),
         backing: None,
         discard: true,
         erase: false,
