@@ -3,15 +3,19 @@
 //! other servers that must not happen here.
 
 mod any_bytes;
+mod bounds;
+mod certificates;
 mod chunks;
 mod extended;
 mod gated;
 mod lifecycle;
 mod meta_context;
 mod negotiation;
+mod running;
 mod server;
 mod shadow;
 mod structured;
 mod support;
+mod tls;
 mod tls_options;
 mod transmission;

@@ -1,80 +1,15 @@
 //! Many clients at a time, and what one of them must not be able to do to the others.
 
 use std::io::Read;
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use sealblk_block::{BlockDevice, BlockError, ByteDevice, Geometry, MemoryDevice, MemoryLane, Operation};
-use sealblk_nbd::{ConnectionEvent, Events, Limits, Listener, ServeReport, Server, Users};
+use sealblk_block::{BlockDevice, BlockError, Geometry, MemoryDevice, MemoryLane, Operation};
+use sealblk_nbd::{Limits, ServeReport};
 use sealblk_testkit::nbd_client::{NbdClient, RequestHeader};
-use tokio::sync::oneshot;
 
 use crate::gated::{Gate, GatedDevice};
-use crate::support::{SIZE, info};
-
-/// A server on a Unix socket and a TCP port, on a thread of its own.
-struct Running {
-    directory: tempfile::TempDir,
-    tcp: std::net::SocketAddr,
-    stop: oneshot::Sender<()>,
-    thread: std::thread::JoinHandle<ServeReport>,
-    ended: std::sync::mpsc::Receiver<()>,
-}
-
-/// Tells the test whenever a connection is over.
-struct Ends(std::sync::mpsc::Sender<()>);
-
-impl Events for Ends {
-    fn connection(&mut self, _: u64, event: ConnectionEvent<'_>) {
-        if matches!(event, ConnectionEvent::Ended(_) | ConnectionEvent::Panicked(_)) {
-            let _ = self.0.send(());
-        }
-    }
-}
-
-fn run<D: BlockDevice>(device: D, limits: Limits) -> Running {
-    let directory = tempfile::tempdir().expect("a directory");
-    let path = directory.path().join("socket");
-    let (stop, stopped) = oneshot::channel();
-    let (ready, is_ready) = std::sync::mpsc::channel();
-    let (ends, ended) = std::sync::mpsc::channel();
-    let thread = std::thread::spawn(move || {
-        let runtime = tokio::runtime::LocalRuntime::new().expect("a runtime");
-        runtime.block_on(async move {
-            let unix = tokio::net::UnixListener::bind(path).expect("a socket");
-            let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-            ready.send(tcp.local_addr().expect("an address")).expect("the test waits");
-            let server = Server::new(ByteDevice::new(device), info(), limits);
-            let shutdown = async {
-                let _ = stopped.await;
-            };
-            let listeners = vec![
-                Listener::Unix { socket: unix, users: Users::Any },
-                Listener::Tcp { socket: tcp, tls: None },
-            ];
-            server.serve(listeners, shutdown, &mut Ends(ends)).await
-        })
-    });
-    let tcp = is_ready.recv().expect("the server starts");
-    Running { directory, tcp, stop, thread, ended }
-}
-
-impl Running {
-    fn unix(&self) -> NbdClient<UnixStream> {
-        let stream = UnixStream::connect(self.directory.path().join("socket")).expect("a connection");
-        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
-        NbdClient::new(stream)
-    }
-
-    fn wait_for_end(&self) {
-        self.ended.recv_timeout(Duration::from_secs(20)).expect("a connection ends");
-    }
-
-    fn stop(self) -> ServeReport {
-        self.stop.send(()).expect("the server runs");
-        self.thread.join().expect("the server does not panic")
-    }
-}
+use crate::running::run;
+use crate::support::SIZE;
 
 fn memory() -> MemoryDevice {
     MemoryDevice::new(SIZE / 512)
