@@ -85,8 +85,18 @@ impl Attachment {
     /// The port of the TCP listener.
     #[track_caller]
     pub fn port(&self) -> u16 {
-        let uri = self.tcp_uri();
-        let host = uri.trim_start_matches("nbd://").split('/').next().expect("an address");
+        Self::port_in(self.tcp_uri())
+    }
+
+    /// The port of the TCP listener that requires TLS.
+    #[track_caller]
+    pub fn tls_port(&self) -> u16 {
+        Self::port_in(self.uri_of("nbds:"))
+    }
+
+    #[track_caller]
+    fn port_in(uri: &str) -> u16 {
+        let host = uri.split("://").nth(1).and_then(|rest| rest.split('/').next()).expect("an address");
         host.rsplit(':')
             .next()
             .and_then(|port| port.parse().ok())
