@@ -225,3 +225,20 @@ pub(crate) fn is_of_the_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, InvalidInput, NotConnected};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | InvalidInput | NotConnected)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a01_tcp_replies_leave_at_once_and_vanished_peers_are_noticed() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let client = std::net::TcpStream::connect(address).expect("a connection");
+        let (stream, _) = listener.accept().expect("the connection");
+        tune(&stream).expect("a TCP socket");
+        assert!(stream.nodelay().expect("an option"));
+        assert!(sockopt::socket_keepalive(&stream).expect("an option"));
+        drop(client);
+    }
+}
