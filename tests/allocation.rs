@@ -12,6 +12,7 @@ use sealblk_block::{ByteDevice, FileDevice, FileOptions};
 use sealblk_keymem::{DataKey, KeyMemError};
 use sealblk_nbd::{Ended, ExportInfo, Limits, Statistics, Stopper, serve_connection};
 use sealblk_testkit::nbd_client::{MODERN, NbdClient, RequestHeader, go_data};
+use sealblk_volume::map::MappedDevice;
 use sealblk_volume::{
     Access, Backing, Encryption, KeyReference, VolumeId, VolumeRecord, VolumeSize, WrappedDataKey,
     XtsEncryption,
@@ -110,7 +111,9 @@ fn serve(stream: UnixStream, file: &std::path::Path) -> Ended {
         let Access::Encrypted(access) = unsealed.access() else { panic!("an encrypted volume") };
         let sealed = access.seal(&key, &device).await.expect("a blank volume is sealed");
         let Access::Encrypted(access) = sealed.access() else { panic!("an encrypted volume") };
-        let device = ByteDevice::new(access.open(&key, device).expect("the right key"));
+        let size = sealed.size_bytes;
+        let mapped = MappedDevice::<_, FileDevice>::without_map(device, size, false);
+        let device = ByteDevice::new(access.open(&key, mapped).expect("the right key"));
         let info = ExportInfo::new("volume", &[], "").expect("a name");
         let (stopper, statistics) = (Stopper::default(), Arc::new(Statistics::default()));
         stream.set_nonblocking(true).expect("a socket");

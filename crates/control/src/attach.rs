@@ -17,6 +17,7 @@ use crate::endpoints::{BoundEndpoints, Endpoints, UnixEndpoint};
 use crate::error::ControlError;
 use crate::grant::{HeldGrant, KeyUse};
 use crate::hold::HeldVolume;
+use crate::keep::Keeping;
 use crate::metrics::{MetricsAddress, MetricsServer};
 use crate::open::{OpenHow, OpenVolume};
 use crate::pool::Pool;
@@ -155,12 +156,20 @@ impl Attachment<'_> {
         let (listeners, socket) =
             endpoints.on_this_runtime().map_err(|source| ControlError::Serve { id, source })?;
         let front = Front { id, listeners, limits, statistics };
+        let keeping = Keeping::start(id, volume.stored().clone())?;
         let (report, grant) = match volume {
             OpenVolume::Plain(volume) => (front.serve(volume, events, over).await, None),
             OpenVolume::Encrypted(volume, grant) => (front.serve(volume, events, over).await, Some(grant)),
         };
         // The volume, and with it every key, is gone from here on.
         drop((socket, metrics));
+        let report = match report {
+            Ok(report) => keeping.close().await.map(|()| report),
+            Err(error) => {
+                drop(keeping);
+                Err(error)
+            }
+        };
         let ended = end(grant, &mut announcement);
         let outcome = match (report, ended) {
             (Ok(report), Ok(())) => announcement.withdraw().map(|()| report),

@@ -14,6 +14,7 @@ use sealblk_keymem::KeyMemError;
 use sealblk_kms::{KeyState, KmsError, KmsErrorKind};
 use sealblk_nbd::TlsError;
 use sealblk_record::RecordError;
+use sealblk_volume::map::MapError;
 use sealblk_volume::{MalformedId, OpenError, SealError, SizeError, VolumeId};
 
 use crate::backing::BackingError;
@@ -108,6 +109,9 @@ pub enum ControlError {
     /// The volume is not what its record says, or the key is not its key.
     #[error("the volume {id} cannot be opened")]
     Open { id: VolumeId, source: OpenError },
+    /// The volume's block map is not what it should be.
+    #[error("the block map of {id} cannot be used")]
+    Map { id: VolumeId, source: MapError },
 
     /// A Unix socket cannot be made.
     #[error(transparent)]
@@ -227,6 +231,7 @@ impl ControlError {
             | Self::NoStatistics { .. }
             | Self::KeyAnswer { .. }
             | Self::Open { .. }
+            | Self::Map { .. }
             | Self::Socket(SocketError::Io { .. })
             | Self::Listen { .. }
             | Self::Serve { .. }

@@ -19,6 +19,7 @@ mod explain;
 mod exposition;
 mod grant;
 mod hold;
+mod keep;
 mod key_providers;
 mod materialize;
 mod metrics;

@@ -4,6 +4,7 @@ use sealblk_volume::{MaterializeProgress, Materialized, VolumeId};
 
 use crate::attachment::{Announcement, AttachmentRecord, AttachmentState};
 use crate::error::ControlError;
+use crate::keep::Keeping;
 use crate::offline;
 use crate::open::{OpenHow, OpenVolume};
 use crate::pool::Pool;
@@ -31,8 +32,14 @@ impl Pool {
             }
             OpenVolume::Encrypted(volume, grant) => {
                 let told = |at: MaterializeProgress| progress(at.done_bytes, at.total_bytes);
-                let done = offline::run(volume.materialize(told))?;
+                let keeping = Keeping::start(id, volume.device().clone())?;
+                let done = offline::run(async {
+                    let done = volume.materialize(told).await;
+                    let closed = if done.is_ok() { keeping.close().await } else { Ok(()) };
+                    (done, closed)
+                });
                 drop(volume);
+                let (done, closed) = done?;
                 let retired = grant.retire();
                 if retired.is_err() {
                     announcement.keep_for_successor();
@@ -40,6 +47,7 @@ impl Pool {
                 let done =
                     done.map_err(|source| ControlError::Device { id, doing: "materialize", source })?;
                 retired?;
+                closed?;
                 announcement.withdraw()?;
                 Ok(done)
             }

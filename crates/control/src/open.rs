@@ -12,16 +12,25 @@ use crate::backing::BackingError;
 use crate::error::ControlError;
 use crate::grant::HeldGrant;
 use crate::hold::HeldVolume;
+use crate::keep::{self, StoredVolume};
 use crate::offline;
 use crate::pool::Pool;
 
 /// An open volume; the encrypted one holds round keys, wiped when it is dropped, and the grant they came by.
 pub(crate) enum OpenVolume<'p> {
-    Plain(Volume<NullCipher, FileDevice>),
-    Encrypted(Volume<SectorCipher, FileDevice>, HeldGrant<'p>),
+    Plain(Volume<NullCipher, StoredVolume>),
+    Encrypted(Volume<SectorCipher, StoredVolume>, HeldGrant<'p>),
 }
 
 impl OpenVolume<'_> {
+    /// What is below its cipher.
+    pub(crate) fn stored(&self) -> &StoredVolume {
+        match self {
+            Self::Plain(volume) => volume.device(),
+            Self::Encrypted(volume, _) => volume.device(),
+        }
+    }
+
     /// What its cipher does, if it has one.
     pub(crate) fn cipher_statistics(&self) -> CipherStatistics {
         match self {
@@ -52,22 +61,27 @@ impl Pool {
         let path = held.directory.backing_path(&record.backing);
         held.claim_backing(&path)?;
         let options = FileOptions {
-            read_only: how.read_only,
+            // Where blocks are missing, reading them writes them.
+            read_only: how.read_only && record.snapshot_id.is_none(),
             caching: how.caching,
             expected_bytes: Some(record.size_bytes.bytes()),
             ..FileOptions::default()
         };
         let device = FileDevice::open(&path, &options).map_err(BackingError::from)?;
         match record.access() {
-            Access::Plain(volume) => Ok(OpenVolume::Plain(volume.open(device).map_err(failed)?)),
+            Access::Plain(volume) => {
+                let stored = keep::open_stored(&held.directory, record, device, how.read_only)?;
+                Ok(OpenVolume::Plain(volume.open(stored).map_err(failed)?))
+            }
             Access::Encrypted(volume) => {
                 let (grant, key) = HeldGrant::unlock(self, &volume, announcement)?;
                 let sealed = offline::run(volume.seal(&key, &device))?.map_err(failed)?;
                 if !volume.is_sealed() {
                     RecordFile::new(held.directory.record_path()).store(&sealed)?;
                 }
+                let stored = keep::open_stored(&held.directory, &sealed, device, how.read_only)?;
                 let volume = sealed_volume(&sealed).ok_or_else(|| failed(OpenError::Unsealed))?;
-                Ok(OpenVolume::Encrypted(volume.open(&key, device).map_err(failed)?, grant))
+                Ok(OpenVolume::Encrypted(volume.open(&key, stored).map_err(failed)?, grant))
             }
         }
     }

@@ -6,8 +6,14 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::id::SnapshotId;
+use crate::map::map_bytes;
 use crate::record::Backing;
 use crate::size::VolumeSize;
+
+/// Names of spools: `snapshot-snap-….cow`.
+const SPOOL_PREFIX: &str = "snapshot-";
+const SPOOL_SUFFIX: &str = ".cow";
 
 /// `st_blocks` counts these, whatever the file system's block is.
 const STAT_BLOCK_BYTES: u64 = 512;
@@ -39,6 +45,16 @@ impl VolumeDirectory {
         self.path.join("data")
     }
 
+    /// The block map.
+    pub fn map_path(&self) -> PathBuf {
+        self.path.join("map")
+    }
+
+    /// Where the snapshot in progress puts blocks aside.
+    pub fn spool_path(&self, snapshot: SnapshotId) -> PathBuf {
+        self.path.join(format!("{SPOOL_PREFIX}{snapshot}{SPOOL_SUFFIX}"))
+    }
+
     /// The file that is locked while the volume is attached, or worked on offline.
     pub fn lock_path(&self) -> PathBuf {
         self.path.join("lock")
@@ -55,10 +71,38 @@ impl VolumeDirectory {
     /// Makes the data file: new, sparse, mode 0600, of exactly `size` bytes, durable with its name. An
     /// existing file is an error, whatever is in it. When it fails, no file is left.
     pub fn create_data(&self, size: VolumeSize) -> Result<(), CreateDataError> {
-        let path = self.data_path();
+        self.create_sparse(self.data_path(), size, size.bytes())
+    }
+
+    /// Makes the block map of a volume of `size`, of which it says nothing yet: as [`Self::create_data`].
+    pub fn create_map(&self, size: VolumeSize) -> Result<(), CreateDataError> {
+        self.create_sparse(self.map_path(), size, map_bytes(size))
+    }
+
+    /// Makes the spool of a snapshot: as [`Self::create_data`]. Use [`Self::remove_spools`] to remove it.
+    pub fn create_spool(&self, snapshot: SnapshotId, size: VolumeSize) -> Result<(), CreateDataError> {
+        self.create_sparse(self.spool_path(snapshot), size, size.bytes())
+    }
+
+    /// Removes the spools of snapshots that are over, or were killed. The caller holds the volume.
+    pub fn remove_spools(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.path)? {
+            let name = entry?.file_name();
+            let is_spool = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(SPOOL_PREFIX)?.strip_suffix(SPOOL_SUFFIX))
+                .is_some_and(|id| id.parse::<SnapshotId>().is_ok());
+            if is_spool {
+                fs::remove_file(self.path.join(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn create_sparse(&self, path: PathBuf, size: VolumeSize, bytes: u64) -> Result<(), CreateDataError> {
         let failed = |source: io::Error| CreateDataError::from_io(&path, size, source);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
-        let written = file.set_len(size.bytes()).and_then(|()| file.sync_all());
+        let written = file.set_len(bytes).and_then(|()| file.sync_all());
         if let Err(source) = written.and_then(|()| File::open(&self.path)?.sync_all()) {
             // The first error is the one to tell. A file that cannot be removed is found by the next create.
             let _ = fs::remove_file(&path);
@@ -148,6 +192,20 @@ mod tests {
         let error = directory.create_data(VolumeSize::MIN).expect_err("exists");
         assert!(matches!(error, CreateDataError::Exists { .. }), "{error:?}");
         assert_eq!(fs::read(directory.data_path()).expect("read"), b"precious");
+    }
+
+    #[test]
+    fn spools_are_removed_and_nothing_else() {
+        let temporary = tempfile::tempdir().expect("a directory");
+        let directory = VolumeDirectory::new(temporary.path());
+        directory.create_data(VolumeSize::MIN).expect("data");
+        directory.create_map(VolumeSize::MIN).expect("map");
+        let spools = [1, 2].map(|number| SnapshotId::from_random([number; 9]));
+        spools.iter().for_each(|id| directory.create_spool(*id, VolumeSize::MIN).expect("spool"));
+        fs::write(temporary.path().join("snapshot-of-my-own.cow"), "").expect("write");
+        directory.remove_spools().expect("remove");
+        assert!(spools.iter().all(|id| !directory.spool_path(*id).exists()));
+        assert_eq!(fs::read_dir(temporary.path()).expect("list").count(), 3);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod cipher;
+mod data_key_id;
 mod directory;
 mod id;
 pub mod map;
@@ -21,13 +22,14 @@ mod volume;
 mod wrapped;
 
 pub use cipher::{Cipher, NullCipher};
+pub use data_key_id::DataKeyId;
 pub use directory::{CreateDataError, VolumeDirectory};
 pub use id::{IdKind, MalformedId, ResourceId, SnapshotId, SnapshotKind, VolumeId, VolumeKind};
 pub use materialize::{MaterializeProgress, Materialized};
 pub use meter::CipherStatistics;
 pub use open::{Access, EncryptedVolume, OpenError, PlainVolume};
 pub use record::{Backing, Encryption, RecoveryKey, VolumeRecord, XtsEncryption};
-pub use seal::{Seal, SealError};
+pub use seal::{KeyCheck, Seal, SealError};
 pub use size::{SizeError, VolumeSize};
 pub use volume::{Volume, VolumeLane};
 // The type of an encrypted volume's cipher, for callers that have no other business with the crate.

@@ -85,8 +85,10 @@ impl<'a> EncryptedVolume<'a> {
     /// The record with its seal, for the caller to store before anything is served: the first attach. A
     /// record that has one is verified and returned as it is.
     ///
-    /// A volume that holds data already and names no snapshot it came from has lost its seal, or had it
-    /// taken away: [`OpenError::UnsealedWithData`]. Looking costs a read of what the store has allocated,
+    /// A volume made from a snapshot under the snapshot's data key says what that key derives to, and takes no other.
+    /// Any other volume that holds data before its first attach has lost its seal, or had it
+    /// taken away: [`OpenError::UnsealedWithData`]. (One made from a snapshot under a key of its own is
+    /// restored by attachments only, so after the seal.) Looking costs a read of what the store has allocated,
     /// up to the first byte that is not zero. Call inside the runtime that [`BlockDevice::open_lane`] asks for.
     pub async fn seal<D: BlockDevice>(&self, key: &DataKey, device: &D) -> Result<VolumeRecord, OpenError> {
         check_size(self.record, device)?;
@@ -95,9 +97,9 @@ impl<'a> EncryptedVolume<'a> {
             seal.verify(key, &fields)?;
             return Ok(self.record.clone());
         }
-        if self.record.snapshot_id.is_none()
-            && let Some(at) = first_data(device, self.record.size_bytes.sectors()).await?
-        {
+        if let Some(key_check) = self.encryption.expected_key_check() {
+            key_check.verify(key)?;
+        } else if let Some(at) = first_data(device, self.record.size_bytes.sectors()).await? {
             return Err(OpenError::UnsealedWithData { at });
         }
         // A key that the cipher refuses is refused before it is sealed in.

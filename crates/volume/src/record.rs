@@ -4,13 +4,14 @@
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use sealblk_record::Document;
+use sealblk_record::{Document, Fields};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::data_key_id::DataKeyId;
 use crate::id::{SnapshotId, VolumeId};
 use crate::open::{Access, EncryptedVolume, PlainVolume};
-use crate::seal::{Seal, SealedFields};
+use crate::seal::{KeyCheck, Seal, SealedFields};
 use crate::size::VolumeSize;
 use crate::wrapped::{KeyReference, WrappedDataKey};
 
@@ -36,14 +37,21 @@ pub struct VolumeRecord {
     pub encryption: Encryption,
     /// Whether TRIM and WRITE_ZEROES may give space back to the store (`false`: `--no-discard`).
     pub discard: bool,
-    /// The snapshot that the data came from.
+    /// The snapshot that the data came from, or is coming from: then the volume has a block map that says which
+    /// blocks are here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot_id: Option<SnapshotId>,
 }
 
 impl Document for VolumeRecord {
     const FORMAT: &'static str = "sealblk-volume";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
+
+    /// Version 1 has the same members, but those that only volumes made from snapshots have. What changed is that
+    /// a volume may have a block map, which who writes to the volume must keep.
+    fn migrate(version: u32, fields: Fields) -> Option<Fields> {
+        (version == 1).then_some(fields)
+    }
 }
 
 /// Where a volume's bytes are.
@@ -90,6 +98,9 @@ pub struct XtsEncryption {
     data_unit_bytes: u32,
     #[serde(deserialize_with = "only_0")]
     tweak_origin: u64,
+    /// Of a volume whose data key is its snapshot's: what that key must derive to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expected_key_check: Option<KeyCheck>,
     /// Written at the first attach, when the data key is first at hand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     seal: Option<Seal>,
@@ -115,6 +126,7 @@ impl XtsEncryption {
             lineage,
             data_unit_bytes: DATA_UNIT_BYTES,
             tweak_origin: TWEAK_ORIGIN,
+            expected_key_check: None,
             seal: None,
         }
     }
@@ -122,6 +134,29 @@ impl XtsEncryption {
     /// This with the same data key under further keys.
     pub fn with_recovery_keys(self, recovery_keys: Vec<RecoveryKey>) -> Self {
         Self { recovery_keys, ..self }
+    }
+
+    /// The same, of a volume made from a snapshot under the snapshot's own data key: the first attach takes no
+    /// other key. `lineage` is then the snapshot's too.
+    #[must_use]
+    pub fn expecting(self, key_check: KeyCheck) -> Self {
+        Self { expected_key_check: Some(key_check), ..self }
+    }
+
+    /// What the data key is known by: equal for volumes and snapshots that share it (EC2:
+    /// `DataEncryptionKeyId`).
+    pub fn data_key_id(&self) -> DataKeyId {
+        DataKeyId::of_lineage(self.lineage)
+    }
+
+    /// What the data key derives to, if that is known: since the first attach, or from the snapshot.
+    pub fn key_check(&self) -> Option<&KeyCheck> {
+        self.seal.as_ref().map(Seal::key_check).or(self.expected_key_check.as_ref())
+    }
+
+    /// What the first attach must find.
+    pub(crate) fn expected_key_check(&self) -> Option<&KeyCheck> {
+        self.expected_key_check.as_ref()
     }
 
     /// The seal, once the volume was attached.

@@ -39,9 +39,32 @@ const TAG_BYTES: usize = 32;
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub struct Seal {
     /// Equal for equal data keys.
-    key_check: Tag,
+    key_check: KeyCheck,
     /// Over the sealed fields.
     mac: Tag,
+}
+
+/// What a data key derives to, for comparing with what another one does: equal for equal keys, and public. In JSON
+/// base64.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct KeyCheck(Tag);
+
+impl KeyCheck {
+    /// What `key` derives to.
+    pub fn of(key: &DataKey) -> Result<Self, KeyMemError> {
+        let derived = Locked::new(|| key.expose(|key| expand(key, KEY_CHECK_INFO)))?;
+        Ok(Self(Tag(derived.expose(|tag| *tag))))
+    }
+
+    /// Whether `key` is the one; in constant time.
+    pub fn verify(&self, key: &DataKey) -> Result<(), SealError> {
+        self.expect(&Self::of(key)?)
+    }
+
+    fn expect(&self, found: &Self) -> Result<(), SealError> {
+        if bool::from(self.0.0.ct_eq(&found.0.0)) { Ok(()) } else { Err(SealError::WrongKey) }
+    }
 }
 
 /// 32 public bytes; in JSON base64.
@@ -52,7 +75,7 @@ struct Tag([u8; TAG_BYTES]);
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
     /// The record was sealed under another data key. Nothing is said of the other fields.
-    #[error("the unwrapped data key is not the one this volume was sealed with (key check value differs)")]
+    #[error("the unwrapped data key is not this volume's (key check value differs)")]
     WrongKey,
     /// The key is right, and a sealed field is not what it was.
     #[error(
@@ -104,19 +127,22 @@ impl SealedFields {
 impl Seal {
     /// Seals `fields` under the volume's data key.
     pub(crate) fn new(key: &DataKey, fields: &SealedFields) -> Result<Self, KeyMemError> {
-        let key_check = Locked::new(|| key.expose(|key| expand(key, KEY_CHECK_INFO)))?;
+        let key_check = KeyCheck::of(key)?;
         let mac_key = Locked::new(|| key.expose(|key| expand(key, MAC_INFO)))?;
         let encoded = fields.encode();
         let mac = Locked::new(|| mac_key.expose(|mac_key| authenticate(mac_key, &encoded)))?;
-        Ok(Self { key_check: Tag(key_check.expose(|tag| *tag)), mac: Tag(mac.expose(|tag| *tag)) })
+        Ok(Self { key_check, mac: Tag(mac.expose(|tag| *tag)) })
+    }
+
+    /// What the data key derives to.
+    pub fn key_check(&self) -> &KeyCheck {
+        &self.key_check
     }
 
     /// Checks the key first, then the fields, each in constant time.
     pub(crate) fn verify(&self, key: &DataKey, fields: &SealedFields) -> Result<(), SealError> {
         let expected = Self::new(key, fields)?;
-        if !bool::from(self.key_check.0.ct_eq(&expected.key_check.0)) {
-            return Err(SealError::WrongKey);
-        }
+        self.key_check.expect(&expected.key_check)?;
         if !bool::from(self.mac.0.ct_eq(&expected.mac.0)) {
             return Err(SealError::Tampered);
         }

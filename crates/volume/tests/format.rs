@@ -5,7 +5,7 @@ mod rig;
 use sealblk_block::{
     BlockDevice, BlockError, BlockLane, Durability, Extent, Lba, MemoryDevice, SectorRange, ZeroMode,
 };
-use sealblk_volume::{Access, Encryption, SnapshotId, VolumeRecord, XtsEncryption};
+use sealblk_volume::{Access, Encryption, VolumeRecord, XtsEncryption};
 
 const MIB: u64 = 1 << 20;
 const SECTORS: u64 = MIB / 512;
@@ -158,11 +158,13 @@ fn r13_ciphertext_moves_unchanged_to_a_volume_of_the_same_data_key() {
         rig::write(&target.open_lane().expect("lane"), 0, &rig::read_all(&source).await).await;
     });
     // Another volume of the same lineage, restored from a snapshot.
-    let restored = VolumeRecord {
-        volume_id: rig::volume_id(2),
-        snapshot_id: Some(SnapshotId::from_random([7; 9])),
-        ..rig::encrypted_record(MIB)
+    let restored = VolumeRecord { volume_id: rig::volume_id(2), ..rig::restored_record(MIB, &key) };
+    let original = rig::encrypted_record(MIB);
+    let key_id = |record: &VolumeRecord| match &record.encryption {
+        Encryption::Aes256Xts(encryption) => encryption.data_key_id(),
+        Encryption::Plain {} => unreachable!("they are encrypted"),
     };
+    assert_eq!(key_id(&restored), key_id(&original));
     let sealed = rig::seal(&restored, &key, &target).expect("its snapshot accounts for the data");
     let volume = rig::open_encrypted(&sealed, &key, target).expect("opens");
     assert_eq!(rig::run(rig::read_all(&volume)), data);

@@ -115,18 +115,32 @@ fn an_unsealed_record_does_not_open() {
 }
 
 #[test]
-fn an_unsealed_record_of_a_volume_with_data_is_refused_unless_a_snapshot_accounts_for_it() {
+fn an_unsealed_record_of_a_volume_with_data_is_refused_unless_it_says_which_key_the_data_is_under() {
     for sector in [0, 1, 777, SECTORS - 1] {
         let device = device();
         let mut one_byte = vec![0; 512];
         one_byte[511] = 1;
         rig::run(async { rig::write(&device.open_lane().expect("lane"), sector, &one_byte).await });
-        let record = rig::encrypted_record(MIB);
-        let error = rig::seal(&record, &rig::key(1), &device).expect_err("refused");
-        assert!(matches!(error, OpenError::UnsealedWithData { at } if at == Lba(sector)), "{error:?}");
-        let restored = VolumeRecord { snapshot_id: Some(SnapshotId::from_random([1; 9])), ..record };
-        rig::seal(&restored, &rig::key(1), &device).expect("a snapshot accounts for it");
+        // Naming a snapshot is not enough: anybody could.
+        let named = Some(SnapshotId::from_random([1; 9]));
+        for snapshot_id in [None, named] {
+            let record = VolumeRecord { snapshot_id, ..rig::encrypted_record(MIB) };
+            let error = rig::seal(&record, &rig::key(1), &device).expect_err("refused");
+            let here = matches!(error, OpenError::UnsealedWithData { at } if at == Lba(sector));
+            assert!(here, "{error:?}");
+        }
+        let restored = rig::restored_record(MIB, &rig::key(1));
+        rig::seal(&restored, &rig::key(1), &device).expect("it is the snapshot's key");
     }
+}
+
+#[test]
+fn a_volume_made_from_a_snapshot_takes_no_other_key_than_the_snapshots() {
+    let restored = rig::restored_record(MIB, &rig::key(1));
+    let error = rig::seal(&restored, &rig::key(2), &device()).expect_err("refused");
+    assert!(matches!(error, OpenError::Seal(SealError::WrongKey)), "{error:?}");
+    let sealed = rig::seal(&restored, &rig::key(1), &device()).expect("the snapshot's key");
+    assert!(matches!(refusal(&sealed, 2, device()), OpenError::Seal(SealError::WrongKey)));
 }
 
 #[test]

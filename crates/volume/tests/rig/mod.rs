@@ -9,8 +9,8 @@ use aes::cipher::KeyInit;
 use sealblk_block::{BlockDevice, BlockLane, Buffer, Durability, Lba, SECTOR_BYTES};
 use sealblk_keymem::{DATA_KEY_BYTES, DataKey, KeyMemError};
 use sealblk_volume::{
-    Access, Backing, Encryption, KeyReference, NullCipher, OpenError, Volume, VolumeId, VolumeRecord,
-    VolumeSize, WrappedDataKey, XtsEncryption,
+    Access, Backing, Encryption, KeyCheck, KeyReference, NullCipher, OpenError, SnapshotId, Volume, VolumeId,
+    VolumeRecord, VolumeSize, WrappedDataKey, XtsEncryption,
 };
 use sealblk_xts::SectorCipher;
 use xts_mode::{Xts128, get_tweak_default};
@@ -62,6 +62,14 @@ pub fn encrypted_record(bytes: u64) -> VolumeRecord {
         volume_id(1),
     );
     VolumeRecord { encryption: Encryption::Aes256Xts(encryption), ..plain_record(bytes) }
+}
+
+/// The record of a volume made from a snapshot that is under `key` too.
+pub fn restored_record(bytes: u64, key: &DataKey) -> VolumeRecord {
+    let record = encrypted_record(bytes);
+    let Encryption::Aes256Xts(encryption) = record.encryption else { unreachable!("it is encrypted") };
+    let encryption = Encryption::Aes256Xts(encryption.expecting(KeyCheck::of(key).expect("locked memory")));
+    VolumeRecord { snapshot_id: Some(SnapshotId::from_random([7; 9])), encryption, ..plain_record(bytes) }
 }
 
 /// First attach: seals the record on a device.
