@@ -9,7 +9,7 @@ use sealblk_block::{
 };
 
 use super::bits::Bits;
-use super::block::{sectors_of, touched};
+use super::block::{covered, sectors_of};
 use super::device::{MappedDevice, Plan, Shared, block_bytes};
 use super::freeze::Freeze;
 use super::job::Trouble;
@@ -180,7 +180,7 @@ impl<D: BlockLane, S: BlockLane> FrozenReader<D, S> {
                 return Ok(Some(block));
             }
             let zeros = SectorRange { start: range.start, count: extent.count };
-            let end = if zeros.end() == range.end() { touched(range).end } else { touched(zeros).end - 1 };
+            let end = covered(zeros, self.map.sectors).end;
             if end == block {
                 return Ok(Some(block)); // Zeros at its beginning only.
             }
