@@ -100,7 +100,7 @@ pub struct XtsEncryption {
     tweak_origin: u64,
     /// Of a volume whose data key is its snapshot's: what that key must derive to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    expected_key_check: Option<KeyCheck>,
+    expected_key_check: Option<Box<KeyCheck>>,
     /// Written at the first attach, when the data key is first at hand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     seal: Option<Seal>,
@@ -140,7 +140,7 @@ impl XtsEncryption {
     /// other key. `lineage` is then the snapshot's too.
     #[must_use]
     pub fn expecting(self, key_check: KeyCheck) -> Self {
-        Self { expected_key_check: Some(key_check), ..self }
+        Self { expected_key_check: Some(Box::new(key_check)), ..self }
     }
 
     /// What the data key is known by: equal for volumes and snapshots that share it (EC2:
@@ -151,12 +151,12 @@ impl XtsEncryption {
 
     /// What the data key derives to, if that is known: since the first attach, or from the snapshot.
     pub fn key_check(&self) -> Option<&KeyCheck> {
-        self.seal.as_ref().map(Seal::key_check).or(self.expected_key_check.as_ref())
+        self.seal.as_ref().map(Seal::key_check).or(self.expected_key_check.as_deref())
     }
 
     /// What the first attach must find.
     pub(crate) fn expected_key_check(&self) -> Option<&KeyCheck> {
-        self.expected_key_check.as_ref()
+        self.expected_key_check.as_deref()
     }
 
     /// The seal, once the volume was attached.
