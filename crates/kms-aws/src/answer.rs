@@ -11,7 +11,11 @@ use crate::error::not_its_format;
 /// A wrapped key's size, at most (KMS's CiphertextBlob).
 const MAX_WRAPPED_BYTES: usize = 6144;
 
-pub(crate) fn wrapped(operation: &'static str, key: &str, blob: Option<Blob>) -> Result<WrappedKey, KmsError> {
+pub(crate) fn wrapped(
+    operation: &'static str,
+    key: &str,
+    blob: Option<Blob>,
+) -> Result<WrappedKey, KmsError> {
     let bytes = blob.map(Blob::into_inner).unwrap_or_default();
     if bytes.is_empty() || bytes.len() > MAX_WRAPPED_BYTES {
         let message = format!("a ciphertext of {} bytes; there are 1 to {MAX_WRAPPED_BYTES}", bytes.len());
@@ -43,7 +47,9 @@ pub(crate) fn key_metadata(asked: &str, key: Option<types::KeyMetadata>) -> Resu
     let arn = key.arn.ok_or_else(|| not_its_format("DescribeKey", asked, "no Arn"))?;
     let state = match key.key_state {
         Some(types::KeyState::Enabled) => KeyState::Enabled,
-        Some(types::KeyState::PendingDeletion | types::KeyState::PendingReplicaDeletion) => KeyState::PendingDeletion,
+        Some(types::KeyState::PendingDeletion | types::KeyState::PendingReplicaDeletion) => {
+            KeyState::PendingDeletion
+        }
         _ => KeyState::Disabled,
     };
     let text = |value: Option<&str>| value.unwrap_or_default().to_owned();
@@ -54,7 +60,9 @@ pub(crate) fn key_metadata(asked: &str, key: Option<types::KeyMetadata>) -> Resu
         description: key.description.unwrap_or_default(),
         key_usage: text(key.key_usage.as_ref().map(types::KeyUsageType::as_str)),
         deletion_date: key.deletion_date.map(|date| date.as_secs_f64()),
-        pending_deletion_window_in_days: key.pending_deletion_window_in_days.and_then(|days| days.try_into().ok()),
+        pending_deletion_window_in_days: key
+            .pending_deletion_window_in_days
+            .and_then(|days| days.try_into().ok()),
         origin: text(key.origin.as_ref().map(types::OriginType::as_str)),
         key_manager: text(key.key_manager.as_ref().map(types::KeyManagerType::as_str)),
         customer_master_key_spec: spec.clone(),

@@ -31,7 +31,8 @@ pub fn open(config: &ProviderConfig, unlock: &Unlock) -> Result<Box<dyn Kms>, Km
         .tls_provider(Provider::Rustls(CryptoMode::Ring))
         .tls_context(tls)
         .build_https();
-    let timeouts = TimeoutConfig::builder().operation_attempt_timeout(Duration::from_millis(*attempt_ms)).build();
+    let timeouts =
+        TimeoutConfig::builder().operation_attempt_timeout(Duration::from_millis(*attempt_ms)).build();
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .http_client(client)
         .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))

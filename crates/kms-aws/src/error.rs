@@ -81,8 +81,13 @@ fn kind(code: &str, message: &str) -> KmsErrorKind {
         "IncorrectKeyException" => KmsErrorKind::IncorrectKey,
         "InvalidCiphertextException" => KmsErrorKind::InvalidCiphertext,
         "LimitExceededException" => KmsErrorKind::LimitExceeded,
-        "UnsupportedOperationException" | "UnknownOperationException" | "InvalidAction" => KmsErrorKind::Unsupported,
-        "ValidationException" | "InvalidArnException" | "InvalidGrantTokenException" => KmsErrorKind::InvalidRequest,
+        "UnsupportedOperationException"
+        | "UnknownOperationException"
+        | "InvalidAction"
+        | "NotImplemented" => KmsErrorKind::Unsupported,
+        "ValidationException" | "InvalidArnException" | "InvalidGrantTokenException" => {
+            KmsErrorKind::InvalidRequest
+        }
         "DependencyTimeoutException"
         | "KMSInternalException"
         | "KeyUnavailableException"
