@@ -174,7 +174,7 @@ fn a_record_with_anything_unknown_or_missing_is_not_read() {
         ("multiple of 512", |json| json["SizeBytes"] = json!(MIB + 1)),
         ("64 TiB", |json| json["SizeBytes"] = json!(1_u64 << 60)),
         ("absolute", |json| json["Backing"] = json!({"Type": "Path", "Path": "relative"})),
-        ("ARN", |json| json["Encryption"]["KmsKeyId"] = json!("alias/aws/ebs")),
+        ("a KMS key's name", |json| json["Encryption"]["KmsKeyId"] = json!("alias/aws/ebs")),
         ("lower-case hexadecimal", |json| json["VolumeId"] = json!("vol-../../etc/passwd0")),
         ("WrappedKey", |json| {
             json["Encryption"].as_object_mut().expect("an object").remove("WrappedKey");
