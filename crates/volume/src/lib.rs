@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod cipher;
+mod custody;
 mod data_key_id;
 mod directory;
 mod id;
@@ -22,6 +23,7 @@ mod volume;
 mod wrapped;
 
 pub use cipher::{Cipher, NullCipher};
+pub use custody::KeyHold;
 pub use data_key_id::DataKeyId;
 pub use directory::{CreateDataError, VolumeDirectory};
 pub use id::{IdKind, MalformedId, ResourceId, SnapshotId, SnapshotKind, VolumeId, VolumeKind};

@@ -1,7 +1,9 @@
 //! Writing out what a sparse encrypted volume leaves unwritten, so that a reader that does not know rule 3
 //! (dm-crypt: docs/FORMAT.md) sees zeros where the volume shows zeros. Offline; called by `volume materialize`.
 
-use sealblk_block::{BlockDevice, BlockError, BlockLane, Buffer, Durability, Lba, SECTOR_BYTES, SectorRange};
+use sealblk_block::{
+    BlockDevice, BlockError, BlockLane, Buffer, Durability, Lba, Operation, SECTOR_BYTES, SectorRange,
+};
 
 use crate::cipher::Cipher;
 use crate::piece::{piece_bytes, pieces};
@@ -48,6 +50,7 @@ impl<C: Cipher, D: BlockDevice> Volume<C, D> {
         }
         let whole = SectorRange { start: Lba(0), count: self.geometry().sectors };
         let lane = self.device().open_lane()?;
+        let custody = self.custody().lane();
         let mut stored = Buffer::new(PIECE_BYTES);
         let mut run = Buffer::new(PIECE_BYTES);
         let mut written_bytes = 0;
@@ -61,7 +64,8 @@ impl<C: Cipher, D: BlockDevice> Volume<C, D> {
                 let first = Lba(piece.start.0 + (start / SECTOR_BYTES) as u64);
                 run.set_len(end - start);
                 run.copy_from_slice(&stored[start..end]);
-                written_bytes += fill_unwritten(self.cipher(), first, &mut run);
+                written_bytes +=
+                    fill_unwritten(&*custody.borrow(Operation::Zero, first).await?, first, &mut run);
                 (result, run) = lane.write(first, run, Durability::Volatile).await;
                 result?;
             }

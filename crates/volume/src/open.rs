@@ -1,11 +1,14 @@
 //! From a record to a volume: the only way to make one. Fails closed: an encrypted volume is opened with
 //! the data key it was sealed with, or not at all. Called at attach, once the KMS has answered.
 
+use std::sync::Arc;
+
 use sealblk_block::{BlockDevice, BlockError, BlockLane, Buffer, Extent, Lba, SECTOR_BYTES, SectorRange};
 use sealblk_keymem::{DataKey, KeyMemError};
 use sealblk_xts::{CipherError, SectorCipher};
 
 use crate::cipher::NullCipher;
+use crate::custody::KeyHold;
 use crate::id::VolumeId;
 use crate::piece::{piece_bytes, pieces};
 use crate::record::{VolumeRecord, XtsEncryption};
@@ -114,10 +117,23 @@ impl<'a> EncryptedVolume<'a> {
         key: &DataKey,
         device: D,
     ) -> Result<Volume<SectorCipher, D>, OpenError> {
+        self.open_revocable(key, device).map(|(volume, _)| volume)
+    }
+
+    /// The same, with a hold on its key: it can be taken from the open volume, and given back.
+    pub fn open_revocable<D: BlockDevice>(
+        &self,
+        key: &DataKey,
+        device: D,
+    ) -> Result<(Volume<SectorCipher, D>, KeyHold), OpenError> {
         let seal = self.encryption.seal().ok_or(OpenError::Unsealed)?;
-        seal.verify(key, &self.record.sealed_fields(self.encryption))?;
+        let fields = self.record.sealed_fields(self.encryption);
+        seal.verify(key, &fields)?;
         check_size(self.record, &device)?;
-        Ok(Volume::new(SectorCipher::new(key)?, device, self.record.size_bytes, self.record.discard))
+        let cipher = SectorCipher::new(key)?;
+        let volume = Volume::new(cipher, device, self.record.size_bytes, self.record.discard);
+        let hold = KeyHold::new(Arc::clone(volume.custody()), seal.clone(), fields);
+        Ok((volume, hold))
     }
 }
 

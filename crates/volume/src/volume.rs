@@ -10,6 +10,7 @@ use sealblk_block::{
 };
 
 use crate::cipher::Cipher;
+use crate::custody::{Custody, LaneCustody};
 use crate::meter::{CipherMeter, CipherStatistics};
 use crate::piece::{piece_bytes, pieces};
 use crate::size::VolumeSize;
@@ -19,7 +20,7 @@ const ZEROS_BYTES: usize = 256 * 1024;
 
 /// A device whose sectors are stored through a cipher. One per attachment.
 pub struct Volume<C: Cipher, D: BlockDevice> {
-    cipher: Arc<C>,
+    custody: Arc<Custody<C>>,
     statistics: CipherStatistics,
     device: D,
     geometry: Geometry,
@@ -36,7 +37,8 @@ impl<C: Cipher, D: BlockDevice> Volume<C, D> {
             "a volume is whole units of its device"
         );
         let geometry = Geometry { sectors: size.sectors(), ..below };
-        Self { cipher: Arc::new(cipher), statistics: CipherStatistics::default(), device, geometry, discard }
+        let custody = Arc::new(Custody::new(cipher));
+        Self { custody, statistics: CipherStatistics::default(), device, geometry, discard }
     }
 
     /// Where the stored bytes are.
@@ -49,9 +51,9 @@ impl<C: Cipher, D: BlockDevice> Volume<C, D> {
         self.statistics.clone()
     }
 
-    /// What turns them into plaintext.
-    pub(crate) fn cipher(&self) -> &C {
-        &self.cipher
+    /// Who has what turns them into plaintext.
+    pub(crate) fn custody(&self) -> &Arc<Custody<C>> {
+        &self.custody
     }
 }
 
@@ -74,7 +76,7 @@ impl<C: Cipher, D: BlockDevice> BlockDevice for Volume<C, D> {
 
     fn open_lane(&self) -> Result<Self::Lane, BlockError> {
         Ok(VolumeLane {
-            cipher: Arc::clone(&self.cipher),
+            custody: self.custody.lane(),
             meter: self.statistics.meter(),
             device: self.device.open_lane()?,
             sectors: self.geometry.sectors,
@@ -86,7 +88,7 @@ impl<C: Cipher, D: BlockDevice> BlockDevice for Volume<C, D> {
 
 /// One thread's way to a volume.
 pub struct VolumeLane<C, L> {
-    cipher: Arc<C>,
+    custody: LaneCustody<C>,
     meter: CipherMeter,
     device: L,
     sectors: u64,
@@ -105,17 +107,26 @@ impl<C, L> VolumeLane<C, L> {
 }
 
 impl<C: Cipher, L: BlockLane> VolumeLane<C, L> {
-    /// Calls the cipher, whatever it is; counts it if it is one.
-    fn metered(&self, bytes: usize, cipher: impl FnOnce()) {
-        if C::ENCRYPTS { self.meter.count(bytes, cipher) } else { cipher() }
+    /// Waits until there is a key; an error says that there will be none. For requests that read or change what the
+    /// volume holds without the cipher.
+    async fn admitted(&self, operation: Operation, at: Lba) -> Result<(), BlockError> {
+        if C::ENCRYPTS { self.custody.borrow(operation, at).await.map(drop) } else { Ok(()) }
     }
 
-    fn encrypt(&self, first: Lba, sectors: &mut [u8]) {
-        self.metered(sectors.len(), || self.cipher.encrypt(first, sectors));
+    async fn encrypt(&self, operation: Operation, first: Lba, sectors: &mut [u8]) -> Result<(), BlockError> {
+        if C::ENCRYPTS {
+            let cipher = self.custody.borrow(operation, first).await?;
+            self.meter.count(sectors.len(), || cipher.encrypt(first, sectors));
+        }
+        Ok(())
     }
 
-    fn decrypt(&self, first: Lba, sectors: &mut [u8]) {
-        self.metered(sectors.len(), || self.cipher.decrypt(first, sectors));
+    async fn decrypt(&self, first: Lba, sectors: &mut [u8]) -> Result<(), BlockError> {
+        if C::ENCRYPTS {
+            let cipher = self.custody.borrow(Operation::Read, first).await?;
+            self.meter.count(sectors.len(), || cipher.decrypt(first, sectors));
+        }
+        Ok(())
     }
 
     /// Writes encrypted zeros: what WRITE_ZEROES is on a volume that shows the store no unused sector.
@@ -136,7 +147,10 @@ impl<C: Cipher, L: BlockLane> VolumeLane<C, L> {
         for piece in pieces(range, ZEROS_BYTES) {
             buffer.set_len(piece_bytes(piece));
             buffer.fill(0);
-            self.encrypt(piece.start, &mut buffer);
+            result = self.encrypt(Operation::Zero, piece.start, &mut buffer).await;
+            if result.is_err() {
+                break;
+            }
             (result, buffer) = self.device.write(piece.start, buffer, Durability::Volatile).await;
             if result.is_err() {
                 break;
@@ -157,17 +171,19 @@ impl<C: Cipher, L: BlockLane> VolumeLane<C, L> {
 impl<C: Cipher, L: BlockLane> BlockLane for VolumeLane<C, L> {
     async fn read(&self, at: Lba, buffer: Buffer) -> Completion {
         self.assert_inside(SectorRange::of_bytes(at, buffer.len()));
-        let (result, mut buffer) = self.device.read(at, buffer).await;
+        let (mut result, mut buffer) = self.device.read(at, buffer).await;
         // After a failed read the buffer holds nobody knows what: there is nothing to decrypt.
         if result.is_ok() {
-            self.decrypt(at, &mut buffer);
+            result = self.decrypt(at, &mut buffer).await;
         }
         (result, buffer)
     }
 
     async fn write(&self, at: Lba, mut buffer: Buffer, durability: Durability) -> Completion {
         self.assert_inside(SectorRange::of_bytes(at, buffer.len()));
-        self.encrypt(at, &mut buffer);
+        if let Err(error) = self.encrypt(Operation::Write, at, &mut buffer).await {
+            return (Err(error), buffer);
+        }
         self.device.write(at, buffer, durability).await
     }
 
@@ -178,6 +194,7 @@ impl<C: Cipher, L: BlockLane> BlockLane for VolumeLane<C, L> {
         durability: Durability,
     ) -> Result<(), BlockError> {
         self.assert_inside(range);
+        self.admitted(Operation::Zero, range.start).await?;
         if self.discard {
             // Stored zeros are an unwritten sector, which reads as zeros, encrypted or not.
             self.device.zero(range, mode, durability).await
@@ -190,9 +207,11 @@ impl<C: Cipher, L: BlockLane> BlockLane for VolumeLane<C, L> {
 
     async fn discard(&self, range: SectorRange, durability: Durability) -> Result<(), BlockError> {
         self.assert_inside(range);
+        self.admitted(Operation::Discard, range.start).await?;
         if self.discard { self.device.discard(range, durability).await } else { Ok(()) }
     }
 
+    /// Needs no key: what was acknowledged becomes durable whether or not there is one.
     async fn flush(&self) -> Result<(), BlockError> {
         self.device.flush().await
     }
@@ -201,6 +220,7 @@ impl<C: Cipher, L: BlockLane> BlockLane for VolumeLane<C, L> {
     /// unwritten and reads as zeros. Zeros that were written through the cipher are data here.
     async fn extents(&self, range: SectorRange, extents: &mut Vec<Extent>) -> Result<(), BlockError> {
         self.assert_inside(range);
+        self.admitted(Operation::Extents, range.start).await?;
         self.device.extents(range, extents).await
     }
 }
