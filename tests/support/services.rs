@@ -32,10 +32,14 @@ const READY: Duration = Duration::from_secs(60);
 /// The volume's data key by whichever of the pool's key services `key` is of.
 pub fn unwrap(pool: &Pool, volume: &str, key: &str, wrapped: &str) -> Result<[u8; 64], KmsError> {
     let path = PathBuf::from(env!("CARGO_BIN_EXE_sealblk"));
+    // AWS's credentials are in the home directory that the pool's commands have.
+    let home = vec![("HOME".into(), pool.root().into())];
+    let aws =
+        HelperProgram { path: path.with_file_name("sealblk-kms-aws"), args: Vec::new(), environment: home };
     let own = HelperProgram { path, args: vec!["kms-helper".into()], environment: Vec::new() };
     let caller = Principal(format!("uid:{}", rustix::process::geteuid().as_raw()));
     let local = ProviderConfig::Local { dir: pool.path().join("kms"), scope: Scope::default(), caller };
-    let kms = RoutedKms::new(local, &pool.path().join("kms.json"), Helpers { aws: own.clone(), own });
+    let kms = RoutedKms::new(local, &pool.path().join("kms.json"), Helpers { own, aws });
     let context = EncryptionContext::for_resource(volume);
     let wrapped = WrappedKey(STANDARD.decode(wrapped).expect("base64"));
     let request = DecryptRequest { wrapped: &wrapped, key, context: &context, grant: None };

@@ -2,16 +2,61 @@
 
 mod emulator;
 
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use emulator::{Emulator, context, helper, silent_server};
+use emulator::{Emulator, REGION};
+use sealblk_kms::helper::{HelperKms, HelperProgram, ProviderConfig};
 use sealblk_kms::{
-    DecryptRequest, GrantOperation, GrantRequest, KeyState, Kms, KmsError, KmsErrorKind, Principal,
-    ReEncryptRequest, WrappedKey,
+    DecryptRequest, EncryptionContext, GrantOperation, GrantRequest, KeyState, Kms, KmsError, KmsErrorKind,
+    Principal, ReEncryptRequest, Unlock, WrappedKey,
 };
 
 const VOLUME: &str = "vol-0123456789abcdef0";
 const OTHER: &str = "vol-0fedcba9876543210";
+
+/// The provider at `url`, with credentials that emulators take.
+fn helper(url: &str, timeout: Duration) -> HelperKms {
+    let credentials = [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test")];
+    HelperKms {
+        program: HelperProgram {
+            path: env!("CARGO_BIN_EXE_sealblk-kms-aws").into(),
+            args: Vec::new(),
+            environment: credentials.iter().map(|(name, value)| (name.into(), value.into())).collect(),
+        },
+        provider: ProviderConfig::AwsKms {
+            region: Some(REGION.to_owned()),
+            endpoint_url: Some(url.to_owned()),
+            profile: None,
+            ca_file: None,
+            attempt_ms: 10_000,
+        },
+        destination: None,
+        unlock: Unlock::default(),
+        timeout,
+    }
+}
+
+fn context(id: &str) -> EncryptionContext {
+    EncryptionContext::for_resource(id)
+}
+
+/// A server that takes connections and never answers. Ends with the test's process.
+fn silent_server() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || BufReader::new(stream).lines().for_each(drop));
+        }
+    });
+    url
+}
+
+fn kms_of(emulator: &Emulator) -> HelperKms {
+    helper(&emulator.url, Duration::from_secs(30))
+}
 
 fn decrypt(kms: &dyn Kms, key: &str, wrapped: &WrappedKey, volume: &str) -> Result<[u8; 64], KmsError> {
     let context = context(volume);
@@ -29,7 +74,7 @@ fn kind<T>(result: Result<T, KmsError>) -> KmsErrorKind {
 #[test]
 fn r14_r16_a_data_key_is_wrapped_and_unwrapped_under_its_context_only() {
     let aws = Emulator::moto();
-    let (kms, key) = (aws.kms(), aws.key());
+    let (kms, key) = (kms_of(&aws), aws.key());
     let described = kms.describe_key(&key).expect("described");
     assert_eq!((described.arn.as_str(), described.key_state), (key.as_str(), KeyState::Enabled));
     assert_eq!(
@@ -52,7 +97,7 @@ fn r14_r16_a_data_key_is_wrapped_and_unwrapped_under_its_context_only() {
 #[test]
 fn re_encrypt_moves_a_data_key_to_another_key_and_context() {
     let aws = Emulator::moto();
-    let (kms, from, to) = (aws.kms(), aws.key(), aws.key());
+    let (kms, from, to) = (kms_of(&aws), aws.key(), aws.key());
     let wrapped = kms.generate_data_key_without_plaintext(&from, &context(VOLUME)).expect("generated");
     let request = |volume| {
         let (from_context, to_context) = (context(volume), context(OTHER));
@@ -73,7 +118,7 @@ fn re_encrypt_moves_a_data_key_to_another_key_and_context() {
 #[test]
 fn r17_a_grant_allows_decrypt_for_one_volume_and_is_retired() {
     let aws = Emulator::moto();
-    let (kms, key) = (aws.kms(), aws.key());
+    let (kms, key) = (kms_of(&aws), aws.key());
     let request = GrantRequest {
         key: key.clone(),
         grantee: Principal("host:here".to_owned()),
@@ -96,7 +141,7 @@ fn r17_a_grant_allows_decrypt_for_one_volume_and_is_retired() {
 #[test]
 fn r32_what_was_wrapped_before_a_rotation_is_unwrapped_after_it() {
     let aws = Emulator::moto();
-    let (kms, key) = (aws.kms(), aws.key());
+    let (kms, key) = (kms_of(&aws), aws.key());
     let wrapped = kms.generate_data_key_without_plaintext(&key, &context(VOLUME)).expect("generated");
     let before = decrypt(&kms, &key, &wrapped, VOLUME).expect("unwrapped");
     aws.boto3(&key, "kms.rotate_key_on_demand(KeyId=key)");
@@ -106,7 +151,7 @@ fn r32_what_was_wrapped_before_a_rotation_is_unwrapped_after_it() {
 #[test]
 fn r19_a_disabled_key_is_named_with_its_state_and_works_again_when_enabled() {
     let aws = Emulator::roto();
-    let (kms, key) = (aws.kms(), aws.key());
+    let (kms, key) = (kms_of(&aws), aws.key());
     let wrapped = kms.generate_data_key_without_plaintext(&key, &context(VOLUME)).expect("generated");
     aws.boto3(&key, "kms.disable_key(KeyId=key)");
     assert_eq!(kms.describe_key(&key).expect("described").key_state, KeyState::Disabled);
@@ -124,7 +169,7 @@ fn r19_a_disabled_key_is_named_with_its_state_and_works_again_when_enabled() {
 #[test]
 fn a_key_that_is_pending_deletion_is_told_with_its_date() {
     let aws = Emulator::roto();
-    let (kms, key) = (aws.kms(), aws.key());
+    let (kms, key) = (kms_of(&aws), aws.key());
     let wrapped = kms.generate_data_key_without_plaintext(&key, &context(VOLUME)).expect("generated");
     aws.boto3(&key, "kms.schedule_key_deletion(KeyId=key, PendingWindowInDays=7)");
     let described = kms.describe_key(&key).expect("described");
@@ -146,7 +191,7 @@ fn a_service_without_grants_is_told_from_one_that_refuses() {
         constraint: context(VOLUME),
         name: None,
     };
-    assert_eq!(kind(aws.kms().create_grant(&request)), KmsErrorKind::NoGrants);
+    assert_eq!(kind(kms_of(&aws).create_grant(&request)), KmsErrorKind::NoGrants);
 }
 
 #[test]
@@ -154,7 +199,7 @@ fn a_key_that_does_not_exist_is_not_found_by_id_arn_and_alias() {
     let aws = Emulator::moto();
     let id = "11111111-2222-3333-4444-555555555555";
     for key in [id, "alias/nobody", &format!("arn:aws:kms:eu-west-1:123456789012:key/{id}")] {
-        assert_eq!(kind(aws.kms().describe_key(key)), KmsErrorKind::NotFound, "{key}");
+        assert_eq!(kind(kms_of(&aws).describe_key(key)), KmsErrorKind::NotFound, "{key}");
     }
 }
 

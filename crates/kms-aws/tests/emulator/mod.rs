@@ -1,14 +1,10 @@
 //! Emulators of AWS KMS on loopback, and boto3 to do to keys what Sealblk does not. Which of them enforces what:
 //! moto knows contexts, grants and rotation, but decrypts under disabled keys; roto knows key states, but no grants.
 
-use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-
-use sealblk_kms::helper::{HelperKms, HelperProgram, ProviderConfig};
-use sealblk_kms::{EncryptionContext, Unlock};
 
 pub(crate) const REGION: &str = "eu-west-1";
 
@@ -36,7 +32,7 @@ impl Emulator {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .unwrap_or_else(|error| panic!("{program} (scripts/python-tools aws installs it): {error}"));
+            .expect("the emulator starts");
         let mut emulator = Self { server, url: format!("http://127.0.0.1:{port}") };
         emulator.wait_until_it_listens(port);
         emulator
@@ -62,7 +58,7 @@ impl Emulator {
         let output = Command::new(tool("python3"))
             .args(["-c", &program, &self.url, key])
             .output()
-            .expect("python3 (scripts/python-tools aws installs it)");
+            .expect("python3 starts");
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{code}: {error}");
         String::from_utf8(output.stdout).expect("text").trim().to_owned()
@@ -71,11 +67,6 @@ impl Emulator {
     /// A new symmetric key's ARN.
     pub(crate) fn key(&self) -> String {
         self.boto3("", "print(kms.create_key(KeyUsage='ENCRYPT_DECRYPT')['KeyMetadata']['Arn'])")
-    }
-
-    /// The provider, through its helper program.
-    pub(crate) fn kms(&self) -> HelperKms {
-        helper(&self.url, Duration::from_secs(30))
     }
 }
 
@@ -86,48 +77,15 @@ impl Drop for Emulator {
     }
 }
 
-/// The provider at `url`, with credentials that emulators take.
-pub(crate) fn helper(url: &str, timeout: Duration) -> HelperKms {
-    let credentials = [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test")];
-    HelperKms {
-        program: HelperProgram {
-            path: env!("CARGO_BIN_EXE_sealblk-kms-aws").into(),
-            args: Vec::new(),
-            environment: credentials.iter().map(|(name, value)| (name.into(), value.into())).collect(),
-        },
-        provider: ProviderConfig::AwsKms {
-            region: Some(REGION.to_owned()),
-            endpoint_url: Some(url.to_owned()),
-            profile: None,
-            ca_file: None,
-            attempt_ms: 10_000,
-        },
-        destination: None,
-        unlock: Unlock::default(),
-        timeout,
-    }
-}
-
-pub(crate) fn context(id: &str) -> EncryptionContext {
-    EncryptionContext::for_resource(id)
-}
-
-/// A server that takes connections and never answers. Ends with the test's process.
-pub(crate) fn silent_server() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let url = format!("http://{}", listener.local_addr().expect("an address"));
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            std::thread::spawn(move || BufReader::new(stream).lines().for_each(drop));
-        }
-    });
-    url
-}
-
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port()
 }
 
+/// A program of the Python environment; it is found from this package and from the whole repository's.
 fn tool(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/aws/bin").join(name)
+    let above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    let mut tools = above.map(|directory| directory.join("target/tools/aws/bin").join(name));
+    tools
+        .find(|path| path.exists())
+        .unwrap_or_else(|| panic!("{name} is missing: scripts/python-tools aws installs it"))
 }
