@@ -72,6 +72,9 @@ struct Part {
     failure: Option<Failure>,
 }
 
+/// Where a WRITE's bytes are: a buffer, and which of its bytes.
+type Payload = (Arc<Buffer>, Range<usize>);
+
 /// What a job's answer has to look like.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -193,7 +196,7 @@ impl<'s> Link<'s> {
     }
 
     /// Enters `job` into the table: its requests, each with where its payload is.
-    fn begin(&self, job: Job) -> Vec<(Request, Option<(Arc<Buffer>, Range<usize>)>)> {
+    fn begin(&self, job: Job) -> Vec<(Request, Option<Payload>)> {
         let (command, offset, bytes) = match &job.work {
             Work::Read { offset, buffer } => (command::READ, *offset, buffer.len()),
             Work::Write { offset, data, .. } => (command::WRITE, *offset, data.len()),

@@ -1,0 +1,1 @@
+//! Against nbdkit, with its filters as fault injectors.

@@ -1,0 +1,1 @@
+//! TLS: against nbdkit with `--tls=require`.
