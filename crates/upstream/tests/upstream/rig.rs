@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use sealblk_block::{BlockDevice, BlockLane, Buffer, ByteDevice, Durability, Lba};
-use sealblk_nbd::{ExportInfo, Limits, Listener, Server};
+use sealblk_nbd::{ExportInfo, Limits, Listener, Server, Users};
 use sealblk_upstream::{ExportUri, UpstreamDevice, UpstreamOptions};
 use tokio::sync::oneshot;
 
@@ -54,7 +54,8 @@ impl OurServer {
                 let over = async {
                     let _ = stopped.await;
                 };
-                server.serve(vec![Listener::Unix(listener)], over, &mut ()).await;
+                let listener = Listener::Unix { socket: listener, users: Users::Any };
+                server.serve(vec![listener], over, &mut ()).await;
             });
         });
         Self { stop: Some(stop), thread: Some(thread) }
