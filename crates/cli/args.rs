@@ -148,7 +148,8 @@ Examples:
   VOL=$(sealblk volume create --size 10GiB --encrypted)
   sealblk volume create --size 1TiB --encrypted --kms-key-id alias/backup
   sealblk volume create --size 500MB --backing /srv/disks/a.img
-  sealblk volume create --size 100GiB --encrypted --backing /dev/nvme1n1 --erase")]
+  sealblk volume create --size 100GiB --encrypted --backing /dev/nvme1n1 --erase
+  sealblk volume create --size 100GiB --encrypted --backing 'nbd+unix:///?socket=/run/rbd.sock'")]
     Create(CreateArgs),
     /// Serve a volume over NBD until it is detached; runs in the foreground and prints one line when ready
     #[command(after_help = "\
@@ -200,7 +201,7 @@ Examples:
   sealblk volume stats vol-0123456789abcdef0 --watch --interval 5
   sealblk volume stats vol-0123456789abcdef0 --output json | jq '{ReadOps, ReadLatency, CipherShare}'")]
     Stats(StatsArgs),
-    /// Delete a volume and its data for ever; a file or device given with --backing is left as it is
+    /// Delete a volume and its data for ever; a file, device or export given with --backing is left as it is
     #[command(after_help = "\
 Examples:
   sealblk volume delete vol-0123456789abcdef0")]
@@ -239,8 +240,9 @@ pub(crate) struct CreateArgs {
     /// A further key to wrap the data key under, used when the ones before cannot be; may be given several times
     #[arg(long, value_name = "KEY")]
     pub(crate) recovery_kms_key_id: Vec<String>,
-    /// Keep the data in this file or block device, not in the pool; a new file is created sparse
-    #[arg(long, value_name = "PATH")]
+    /// Keep the data in this file, block device or NBD export (nbd://…, nbds://…, nbd+unix://…), not in the
+    /// pool; a new file is created sparse
+    #[arg(long, value_name = "PATH|URI")]
     pub(crate) backing: Option<PathBuf>,
     /// Ignore TRIM and write encrypted zeros for WRITE_ZEROES, so that the store cannot tell what is in use
     #[arg(long)]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sealblk_control::{
-    ControlError, CreateVolume, DeletedData, Explanation, ListedVolume, Pool, PoolDirectory,
+    BackingPlace, ControlError, CreateVolume, DeletedData, Explanation, ListedVolume, Pool, PoolDirectory,
     VolumeDescription, VolumeId, VolumeState,
 };
 use sealblk_volume::Materialized;
@@ -53,7 +53,7 @@ fn create(pool: &Pool, args: CreateArgs, output: &Output) -> Result<(), Failure>
         encrypted: args.encrypted(),
         kms_key_id: args.kms_key_id,
         recovery_kms_key_ids: args.recovery_kms_key_id,
-        backing: args.backing,
+        backing: args.backing.map(BackingPlace::meant_by).transpose().map_err(ControlError::from)?,
         discard: !args.no_discard,
         erase: args.erase,
     };
@@ -67,11 +67,7 @@ fn create(pool: &Pool, args: CreateArgs, output: &Output) -> Result<(), Failure>
     output.result(&volume, || volume.volume_id.to_string())?;
     let how =
         volume.kms_key_id.as_ref().map_or("not encrypted".to_owned(), |key| format!("encrypted under {key}"));
-    output.text_note(&format!(
-        "{} in {}, {how}",
-        show_bytes(volume.size_bytes.bytes()),
-        volume.backing.display()
-    ));
+    output.text_note(&format!("{} in {}, {how}", show_bytes(volume.size_bytes.bytes()), volume.backing));
     Ok(())
 }
 
@@ -92,12 +88,12 @@ fn detach(pool: &Pool, volume: VolumeId, timeout: Duration, output: &Output) -> 
 fn delete(pool: &Pool, volume: VolumeId, output: &Output) -> Result<(), Failure> {
     let left = match pool.delete_volume(volume)? {
         DeletedData::Removed => None,
-        DeletedData::Left { path } => Some(path),
+        DeletedData::Left { place } => Some(place),
     };
     let document = json!({ "VolumeId": volume, "State": "deleted", "BackingLeft": left });
     output.result(&document, || format!("{volume} deleted"))?;
-    if let Some(path) = left {
-        output.text_note(&format!("its data is left in {}, without the record of its key", path.display()));
+    if let Some(place) = left {
+        output.text_note(&format!("its data is left in {place}, without the record of its key"));
     }
     Ok(())
 }
@@ -161,7 +157,7 @@ fn describe(volume: &VolumeDescription) -> String {
     pairs.extend(volume.recovery_keys.iter().map(|key| ("RecoveryKey", key.kms_key_id.to_string())));
     pairs.push(("CreateTime", seconds(volume.create_time)));
     pairs.push(("Discard", yes(volume.discard)));
-    pairs.push(("Backing", volume.backing.display().to_string()));
+    pairs.push(("Backing", volume.backing.to_string()));
     for attachment in &volume.attachments {
         let read_only = if attachment.read_only { ", read-only" } else { "" };
         let state = attachment.state.as_str();

@@ -2,9 +2,13 @@
 //!
 //! Called by `volume create` on an existing file or block device: [`inspect`] reads and names what it finds,
 //! [`erase`] makes everything zero. Both block, report progress, and open a block device exclusively: one
-//! that is mounted, or part of another device, is refused by the kernel.
+//! that is mounted, or part of another device, is refused by the kernel. [`inspect_device`] and [`erase_device`] do the
+//! same to a store that is reached otherwise.
 
+mod device;
 mod signature;
+
+pub use device::{erase_device, inspect_device};
 
 use std::fs::File;
 use std::io;

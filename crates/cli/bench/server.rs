@@ -102,8 +102,10 @@ impl Volumes<'_> {
             },
         )?;
         // The open file is all that is needed. Without a name it is gone with this process, even a killed one.
-        let removed = fs::remove_file(&volume.backing);
-        removed.map_err(|source: io::Error| Failure::file("cannot remove", &volume.backing, source))?;
+        if let Some(data) = volume.backing.path() {
+            let removed = fs::remove_file(data);
+            removed.map_err(|source: io::Error| Failure::file("cannot remove", data, source))?;
+        }
         Ok(attachment)
     }
 }

@@ -8,32 +8,32 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
-use sealblk_block::StoreError;
 use sealblk_block::blank::{self, Content};
+use sealblk_block::{BlockError, StoreError};
+use sealblk_upstream::{ExportUri, UpstreamError, UriError};
 use sealblk_volume::{CreateDataError, VolumeId, VolumeSize};
 
 use crate::error::ErrorClass;
+use crate::place::BackingPlace;
 
 /// Why a backing cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum BackingError {
     /// It holds something.
-    #[error(
-        "{} is not blank: {what} at byte {at}; with --erase it is overwritten with zeros", path.display()
-    )]
+    #[error("{place} is not blank: {what} at byte {at}; with --erase it is overwritten with zeros")]
     NotBlank {
-        /// The file or device.
-        path: PathBuf,
+        /// The file, device or export.
+        place: BackingPlace,
         /// What was found, in words.
         what: String,
         /// Where.
         at: u64,
     },
     /// It belongs to a volume.
-    #[error("{} holds the data of {by}", path.display())]
+    #[error("{place} holds the data of {by}")]
     Taken {
-        /// The file or device.
-        path: PathBuf,
+        /// The file, device or export.
+        place: BackingPlace,
         /// The volume.
         by: VolumeId,
     },
@@ -50,10 +50,10 @@ pub enum BackingError {
         path: PathBuf,
     },
     /// It is smaller than the volume, and cannot grow.
-    #[error("{} has {found_bytes} bytes; the volume needs {needed_bytes}", path.display())]
+    #[error("{place} has {found_bytes} bytes; the volume needs {needed_bytes}")]
     TooSmall {
-        /// The device.
-        path: PathBuf,
+        /// The file, device or export.
+        place: BackingPlace,
         /// Its size.
         found_bytes: u64,
         /// The volume's.
@@ -76,6 +76,27 @@ pub enum BackingError {
     /// It is no file and no block device, is in use, or fails.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Not the URI of an export.
+    #[error(transparent)]
+    Uri(#[from] UriError),
+    /// The export cannot be reached or used.
+    #[error("cannot use {uri} as a backing")]
+    Export {
+        /// Where it is.
+        uri: Box<ExportUri>,
+        /// Why not.
+        #[source]
+        source: UpstreamError,
+    },
+    /// The export failed while it was inspected or erased.
+    #[error("{uri} failed")]
+    ExportIo {
+        /// Where it is.
+        uri: Box<ExportUri>,
+        /// What failed.
+        #[source]
+        source: BlockError,
+    },
     /// The kernel refused.
     #[error("cannot use {} as a backing", path.display())]
     Io {
@@ -94,8 +115,11 @@ impl BackingError {
                 ("IncorrectState", ErrorClass::State)
             }
             Self::Taken { .. } => ("VolumeInUse", ErrorClass::State),
-            Self::TooSmall { .. } | Self::Store(StoreError::WrongKind { .. }) => {
+            Self::TooSmall { .. } | Self::Uri(_) | Self::Store(StoreError::WrongKind { .. }) => {
                 ("InvalidParameterValue", ErrorClass::Usage)
+            }
+            Self::Export { source, .. } if source.is_unreachable() => {
+                ("DependencyTimeoutException", ErrorClass::Unreachable)
             }
             Self::NoSpace { .. } | Self::Create(CreateDataError::NoSpace { .. }) => {
                 ("InsufficientVolumeCapacity", ErrorClass::Failed)
@@ -103,9 +127,12 @@ impl BackingError {
             Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 ("InvalidParameterValue", ErrorClass::NotFound)
             }
-            Self::Create(_) | Self::Store(_) | Self::Gone { .. } | Self::Io { .. } => {
-                ("InternalError", ErrorClass::Failed)
-            }
+            Self::Create(_)
+            | Self::Store(_)
+            | Self::Gone { .. }
+            | Self::Export { .. }
+            | Self::ExportIo { .. }
+            | Self::Io { .. } => ("InternalError", ErrorClass::Failed),
         }
     }
 }
@@ -194,7 +221,7 @@ fn refuse_smaller(device: &Path, size: VolumeSize) -> Result<(), BackingError> {
     let path = device.to_owned();
     match found {
         Ok(found_bytes) if found_bytes < size.bytes() => {
-            Err(BackingError::TooSmall { path, found_bytes, needed_bytes: size.bytes() })
+            Err(BackingError::TooSmall { place: path.into(), found_bytes, needed_bytes: size.bytes() })
         }
         Ok(_) => Ok(()),
         Err(source) => Err(BackingError::Io { path, source }),
@@ -206,7 +233,7 @@ fn make_blank(path: &Path, erase: bool, progress: &mut dyn FnMut(u64, u64)) -> R
     match blank::inspect(path, progress)? {
         Content::Blank => Ok(()),
         Content::Found { .. } if erase => Ok(blank::erase(path, progress)?),
-        Content::Found { what, at } => Err(BackingError::NotBlank { path: path.to_owned(), what, at }),
+        Content::Found { what, at } => Err(BackingError::NotBlank { place: path.into(), what, at }),
     }
 }
 

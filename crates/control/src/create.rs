@@ -5,7 +5,6 @@
 
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
 
 use jiff::Timestamp;
 use sealblk_kms::{EncryptionContext, KeyMetadata, KeyState, ReEncryptRequest, WrappedKey};
@@ -18,7 +17,9 @@ use sealblk_volume::{
 use crate::backing::{self, PreparedBacking};
 use crate::describe::VolumeDescription;
 use crate::error::ControlError;
+use crate::export;
 use crate::outcome::{EncryptionRequest, Outcome, OutcomeError, Source, outcome};
+use crate::place::BackingPlace;
 use crate::pool::{DELETED, Pool, UNFINISHED, load_record, sync_directory};
 
 /// What CreateVolume is asked for.
@@ -32,8 +33,8 @@ pub struct CreateVolume {
     pub kms_key_id: Option<String>,
     /// Further keys that the data key is wrapped under, for when the first cannot be used; each as `kms_key_id`.
     pub recovery_kms_key_ids: Vec<String>,
-    /// A file or block device to keep the data in; `None`: a sparse file in the pool.
-    pub backing: Option<PathBuf>,
+    /// A file, block device or NBD export to keep the data in; `None`: a sparse file in the pool.
+    pub backing: Option<BackingPlace>,
     /// Whether TRIM may give space back to the store.
     pub discard: bool,
     /// Whether what `backing` holds may be overwritten with zeros.
@@ -62,8 +63,12 @@ impl Pool {
         let key = self.choose_key(id, request)?;
 
         let mut unfinished = self.claim(id, size, request, key)?;
-        if let Some(path) = &request.backing {
-            unfinished.backing = Some(backing::prepare(path, size, request.erase, progress)?);
+        match &request.backing {
+            None => unfinished.directory.create_data(size).map_err(backing::BackingError::from)?,
+            Some(BackingPlace::Path(path)) => {
+                unfinished.backing = Some(backing::prepare(path, size, request.erase, progress)?);
+            }
+            Some(BackingPlace::Export(uri)) => export::prepare(uri, size, request.erase, progress)?,
         }
         unfinished.publish(self, id)?;
         self.describe_volume(id)
@@ -110,7 +115,8 @@ impl Pool {
     ) -> Result<Unfinished, ControlError> {
         let backing = match &request.backing {
             None => Backing::File {},
-            Some(path) => Backing::Path { path: backing::resolve(path)? },
+            Some(BackingPlace::Path(path)) => Backing::Path { path: backing::resolve(path)? },
+            Some(BackingPlace::Export(uri)) => Backing::Export { uri: uri.to_string() },
         };
         let encryption = match key {
             None => Encryption::Plain {},
@@ -129,8 +135,8 @@ impl Pool {
         };
         let _names = self.lock_names()?;
         self.remove_leftovers()?;
-        if let Backing::Path { path } = &record.backing {
-            self.refuse_taken(path)?;
+        if let Some(place) = BackingPlace::outside(&record.backing)? {
+            self.refuse_taken(&place)?;
         }
         Unfinished::make(self, &record)
     }
@@ -154,14 +160,14 @@ impl Pool {
     }
 
     /// Refuses a backing that a volume of this pool has, or is about to have.
-    fn refuse_taken(&self, path: &std::path::Path) -> Result<(), ControlError> {
+    fn refuse_taken(&self, place: &BackingPlace) -> Result<(), ControlError> {
         for name in self.names()? {
             let id = name.strip_prefix(UNFINISHED).unwrap_or(&name);
             let Ok(id) = id.parse::<VolumeId>() else { continue };
             let directory = VolumeDirectory::new(self.volumes_dir().join(&name));
             let record = load_record(&directory)?;
-            if backing::is_same(path, &directory.backing_path(&record.backing))? {
-                return Err(backing::BackingError::Taken { path: path.to_owned(), by: id }.into());
+            if place.is_same(&BackingPlace::of(&directory, &record.backing)?)? {
+                return Err(backing::BackingError::Taken { place: place.clone(), by: id }.into());
             }
         }
         Ok(())
@@ -191,7 +197,6 @@ struct Unfinished {
     directory: VolumeDirectory,
     /// Tells others that this is not a leftover; also keeps an attach out until the volume is whole.
     lock: LockFile,
-    size: VolumeSize,
     /// Put back as it was unless the volume gets its name.
     backing: Option<PreparedBacking>,
     published: bool,
@@ -209,10 +214,7 @@ impl Unfinished {
             Ok(lock)
         };
         match begin() {
-            Ok(lock) => {
-                let size = record.size_bytes;
-                Ok(Self { directory, lock, size, backing: None, published: false })
-            }
+            Ok(lock) => Ok(Self { directory, lock, backing: None, published: false }),
             Err(error) => {
                 // The first error is the one to tell; what is left is found by the next create.
                 let _ = fs::remove_dir_all(directory.path());
@@ -223,9 +225,6 @@ impl Unfinished {
 
     /// Gives the whole volume its name.
     fn publish(mut self, pool: &Pool, id: VolumeId) -> Result<(), ControlError> {
-        if self.backing.is_none() {
-            self.directory.create_data(self.size).map_err(backing::BackingError::from)?;
-        }
         let path = pool.directory(id).path().to_owned();
         // Not over another volume: rename replaces an empty directory only, and a volume's never is.
         fs::rename(self.directory.path(), &path).map_err(|source| ControlError::Pool { path, source })?;

@@ -1,11 +1,11 @@
 //! DeleteVolume. The volume is gone at once, when its directory loses its name; its data goes after that.
 
 use std::fs;
-use std::path::PathBuf;
 
 use sealblk_volume::{Backing, VolumeId};
 
 use crate::error::ControlError;
+use crate::place::BackingPlace;
 use crate::pool::{DELETED, Pool, load_record, sync_directory};
 
 /// What became of a deleted volume's data.
@@ -13,10 +13,10 @@ use crate::pool::{DELETED, Pool, load_record, sync_directory};
 pub enum DeletedData {
     /// It is gone.
     Removed,
-    /// It is in a file or device outside the pool, which was left as it is.
+    /// It is in a file, device or export outside the pool, which was left as it is.
     Left {
         /// Where.
-        path: PathBuf,
+        place: BackingPlace,
     },
 }
 
@@ -35,7 +35,11 @@ impl Pool {
         sync_directory(&self.volumes_dir())?;
         fs::remove_dir_all(&deleted).map_err(|source| ControlError::Pool { path: deleted, source })?;
         Ok(match backing {
-            Some(Backing::Path { path }) => DeletedData::Left { path },
+            Some(Backing::Path { path }) => DeletedData::Left { place: path.into() },
+            // One that is not a URI any more is not known either.
+            Some(Backing::Export { uri }) => uri
+                .parse()
+                .map_or(DeletedData::Removed, |uri| DeletedData::Left { place: BackingPlace::Export(uri) }),
             Some(Backing::File {}) | None => DeletedData::Removed,
         })
     }

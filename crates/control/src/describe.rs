@@ -1,6 +1,5 @@
 //! DescribeVolumes: what is known of volumes, with EC2's field names. Changes nothing and calls no KMS.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,6 +13,7 @@ use serde::Serialize;
 
 use crate::attachment::{AttachmentRecord, AttachmentState};
 use crate::error::ControlError;
+use crate::place::BackingPlace;
 use crate::pool::Pool;
 
 /// A volume's state (ebs.md A.3).
@@ -70,8 +70,8 @@ pub struct VolumeDescription {
     pub create_time: Timestamp,
     /// Whether TRIM may give space back to the store.
     pub discard: bool,
-    /// The file or device that holds its bytes.
-    pub backing: PathBuf,
+    /// The file, device or export that holds its bytes.
+    pub backing: BackingPlace,
     /// Whether the backing is the pool's own file, and goes with the volume.
     pub backing_is_own: bool,
     /// Who serves it: none or one.
@@ -173,7 +173,7 @@ fn describe(directory: &VolumeDirectory, record: &VolumeRecord) -> Result<Volume
         snapshot_id: record.snapshot_id,
         create_time: record.create_time,
         discard: record.discard,
-        backing: directory.backing_path(&record.backing),
+        backing: BackingPlace::of(directory, &record.backing)?,
         backing_is_own: matches!(record.backing, Backing::File {}),
         attachments: attachment
             .map(|record_of| describe_attachment(record.volume_id, record_of))

@@ -11,16 +11,17 @@ use sealblk_volume::{VolumeDirectory, VolumeId, VolumeRecord};
 use crate::backing::BackingError;
 use crate::error::ControlError;
 use crate::offline;
+use crate::store::StoreDevice;
 
 /// A volume's stored bytes with its block map.
-pub(crate) type StoredVolume = MappedDevice<FileDevice, FileDevice>;
+pub(crate) type StoredVolume = MappedDevice<StoreDevice, FileDevice>;
 
 /// Opens the block map of the volume in `directory`, whose lock the caller holds, over `device`. A volume of a release
 /// without maps gets one, unless it is only read.
 pub(crate) fn open_stored(
     directory: &VolumeDirectory,
     record: &VolumeRecord,
-    device: FileDevice,
+    device: StoreDevice,
     read_only: bool,
 ) -> Result<StoredVolume, ControlError> {
     let id = record.volume_id;

@@ -16,6 +16,7 @@ mod detach;
 mod endpoints;
 mod error;
 mod explain;
+mod export;
 mod exposition;
 mod grant;
 mod hold;
@@ -26,10 +27,12 @@ mod metrics;
 mod offline;
 mod open;
 mod outcome;
+mod place;
 mod pool;
 mod runtime;
 mod settings;
 mod stats;
+mod store;
 mod uri;
 
 pub use attach::{AttachVolume, Attachment};
@@ -46,6 +49,7 @@ pub use metrics::{MalformedMetricsAddress, MetricsAddress};
 pub use outcome::{
     EncryptionDefaults, EncryptionRequest, Outcome, OutcomeError, Source, copy_outcome, outcome, row,
 };
+pub use place::BackingPlace;
 pub use pool::{Pool, PoolDirectory, PoolRecord};
 pub use runtime::{RuntimeDir, SocketError};
 pub use sealblk_volume::VolumeId;

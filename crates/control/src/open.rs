@@ -1,20 +1,20 @@
 //! From a held volume to an open one: its backing, and for an encrypted one its grant, data key and seal.
 //! Common to attach and materialize.
 
-use sealblk_block::{Caching, FileDevice, FileOptions};
+use sealblk_block::Caching;
 use sealblk_record::RecordFile;
 use sealblk_volume::{
     Access, CipherStatistics, EncryptedVolume, NullCipher, OpenError, SectorCipher, Volume, VolumeRecord,
 };
 
 use crate::attachment::Announcement;
-use crate::backing::BackingError;
 use crate::error::ControlError;
 use crate::grant::HeldGrant;
 use crate::hold::HeldVolume;
 use crate::keep::{self, StoredVolume};
 use crate::offline;
 use crate::pool::Pool;
+use crate::store::StoreDevice;
 
 /// An open volume; the encrypted one holds round keys, wiped when it is dropped, and the grant they came by.
 pub(crate) enum OpenVolume<'p> {
@@ -58,16 +58,7 @@ impl Pool {
     ) -> Result<OpenVolume<'_>, ControlError> {
         let id = held.id;
         let failed = |source| ControlError::Open { id, source };
-        let path = held.directory.backing_path(&record.backing);
-        held.claim_backing(&path)?;
-        let options = FileOptions {
-            // Where blocks are missing, reading them writes them.
-            read_only: how.read_only && record.snapshot_id.is_none(),
-            caching: how.caching,
-            expected_bytes: Some(record.size_bytes.bytes()),
-            ..FileOptions::default()
-        };
-        let device = FileDevice::open(&path, &options).map_err(BackingError::from)?;
+        let device = StoreDevice::open(held, record, how)?;
         match record.access() {
             Access::Plain(volume) => {
                 let stored = keep::open_stored(&held.directory, record, device, how.read_only)?;

@@ -182,7 +182,7 @@ fn a_truncated_data_file_is_refused_before_the_key_is_asked_for() {
     let calls = rig.calls().len();
     fs::OpenOptions::new()
         .write(true)
-        .open(&volume.backing)
+        .open(volume.backing.path().expect("a file"))
         .and_then(|file| file.set_len(4096))
         .expect("cut");
     let (_, class, message) = refused(&rig, &volume);
@@ -194,7 +194,7 @@ fn a_truncated_data_file_is_refused_before_the_key_is_asked_for() {
 #[test]
 fn a_backing_is_attached_by_one_pool_at_a_time() {
     let rigs = [Rig::new(), Rig::new()];
-    let backing = Some(rigs[0].path("disk.img"));
+    let backing = Some(rigs[0].path("disk.img").into());
     let volumes = rigs.each_ref().map(|rig| {
         rig.create(&CreateVolume { backing: backing.clone(), ..plain() }).expect("a blank backing")
     });
@@ -256,7 +256,7 @@ fn materialize_fills_an_encrypted_volume_and_leaves_an_unencrypted_one() {
     let done = rig.pool.materialize_volume(encrypted.volume_id, &mut |done, total| last = (done, total));
     assert_eq!(done.expect("materialized"), Materialized::Complete { written_bytes: 1 << 20 });
     assert_eq!(last, (1 << 20, 1 << 20));
-    let data = fs::read(&encrypted.backing).expect("the data");
+    let data = fs::read(encrypted.backing.path().expect("a file")).expect("the data");
     assert!(data.chunks(512).all(|sector| sector.iter().any(|&byte| byte != 0)));
     assert_eq!(rig.grants(&encrypted), 0);
     let done = rig.pool.materialize_volume(unencrypted.volume_id, &mut |_, _| {});

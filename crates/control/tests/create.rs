@@ -4,6 +4,7 @@ mod rig;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 use rig::{Rig, Unreachable, plain};
 use sealblk_control::{ControlError, CreateVolume, DeletedData, ErrorClass, Pool, PoolDirectory, VolumeId};
@@ -103,7 +104,8 @@ fn everything_in_the_pool_is_for_its_owner_only() {
         let mode = fs::metadata(rig.path(name)).expect("it exists").permissions().mode();
         assert_eq!(mode & 0o777, 0o700, "{name}");
     }
-    let mode = fs::metadata(&volume.backing).expect("the data file").permissions().mode();
+    let mode =
+        fs::metadata(volume.backing.path().expect("a file")).expect("the data file").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 }
 
@@ -133,12 +135,12 @@ fn a_create_that_is_still_at_work_is_no_leftover() {
 fn a_new_backing_file_is_sparse_and_stays_when_its_volume_is_deleted() {
     let rig = Rig::new();
     let path = rig.path("disk.img");
-    let request = CreateVolume { size_bytes: 1 << 30, backing: Some(path.clone()), ..plain() };
+    let request = CreateVolume { size_bytes: 1 << 30, backing: Some(path.clone().into()), ..plain() };
     let volume = rig.create(&request).expect("a volume");
     let metadata = fs::metadata(&path).expect("the file");
     assert_eq!((metadata.len(), metadata.blocks()), (1 << 30, 0));
     let left = rig.pool.delete_volume(volume.volume_id).expect("deleted");
-    assert_eq!(left, DeletedData::Left { path: fs::canonicalize(&path).expect("it is there") });
+    assert_eq!(left, DeletedData::Left { place: fs::canonicalize(&path).expect("it is there").into() });
 }
 
 #[test]
@@ -148,7 +150,7 @@ fn a_backing_that_is_not_blank_is_named_and_left_unless_erased() {
     let mut image = vec![0; 2 << 20];
     image[1080..1082].copy_from_slice(&[0x53, 0xef]);
     fs::write(&path, &image).expect("a file with ext4's magic number");
-    let request = CreateVolume { backing: Some(path.clone()), ..plain() };
+    let request = CreateVolume { backing: Some(path.clone().into()), ..plain() };
     let (code, class, message) = verdict(rig.create(&request));
     assert_eq!((code, class), ("IncorrectState", ErrorClass::State));
     assert!(message.contains("ext") && message.contains("--erase"), "{message}");
@@ -163,7 +165,7 @@ fn a_short_blank_file_is_made_long_enough() {
     let rig = Rig::new();
     let path = rig.path("disk.img");
     fs::write(&path, []).expect("an empty file");
-    rig.create(&CreateVolume { backing: Some(path.clone()), ..plain() }).expect("a volume");
+    rig.create(&CreateVolume { backing: Some(path.clone().into()), ..plain() }).expect("a volume");
     assert_eq!(fs::metadata(&path).expect("the file").len(), 1 << 20);
 }
 
@@ -171,11 +173,11 @@ fn a_short_blank_file_is_made_long_enough() {
 fn a_backing_belongs_to_one_volume_whatever_it_is_called() {
     let rig = Rig::new();
     let path = rig.path("disk.img");
-    let backed = |path| CreateVolume { backing: Some(path), ..plain() };
+    let backed = |path: PathBuf| CreateVolume { backing: Some(path.into()), ..plain() };
     let first = rig.create(&backed(path.clone())).expect("a volume");
     fs::hard_link(&path, rig.path("hard")).expect("a link");
     std::os::unix::fs::symlink(&path, rig.path("soft")).expect("a link");
-    let own = rig.create(&plain()).expect("a volume").backing;
+    let own = rig.create(&plain()).expect("a volume").backing.path().expect("a file").to_owned();
     for other in [path, rig.path("hard"), rig.path("soft"), own] {
         let (code, class, message) = verdict(rig.create(&backed(other)));
         assert_eq!((code, class), ("VolumeInUse", ErrorClass::State), "{message}");
@@ -187,7 +189,7 @@ fn a_backing_belongs_to_one_volume_whatever_it_is_called() {
 #[test]
 fn what_cannot_be_a_backing_is_refused_and_leaves_no_volume() {
     let rig = Rig::new();
-    let backed = |path: &str| CreateVolume { backing: Some(path.into()), ..plain() };
+    let backed = |path: &str| CreateVolume { backing: Some(Path::new(path).into()), ..plain() };
     let (code, class, message) = verdict(rig.create(&backed("/dev/null")));
     assert_eq!((code, class), ("InvalidParameterValue", ErrorClass::Usage), "{message}");
     let (_, class, _) = verdict(rig.create(&backed("/nowhere/at/all/disk.img")));

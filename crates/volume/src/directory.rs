@@ -60,11 +60,12 @@ impl VolumeDirectory {
         self.path.join("lock")
     }
 
-    /// Where a volume's bytes are.
-    pub fn backing_path(&self, backing: &Backing) -> PathBuf {
+    /// Where a volume's bytes are, if a path leads there.
+    pub fn backing_path(&self, backing: &Backing) -> Option<PathBuf> {
         match backing {
-            Backing::File {} => self.data_path(),
-            Backing::Path { path } => path.clone(),
+            Backing::File {} => Some(self.data_path()),
+            Backing::Path { path } => Some(path.clone()),
+            Backing::Export { .. } => None,
         }
     }
 
@@ -112,9 +113,10 @@ impl VolumeDirectory {
     }
 
     /// Bytes that the store has allocated for the volume: of a file what `stat` says, which may exceed the
-    /// size by metadata; of a block device `None`, for it does not say.
+    /// size by metadata; of a block device or an export `None`, for they do not say.
     pub fn allocated_bytes(&self, backing: &Backing) -> io::Result<Option<u64>> {
-        let metadata = fs::metadata(self.backing_path(backing))?;
+        let Some(path) = self.backing_path(backing) else { return Ok(None) };
+        let metadata = fs::metadata(path)?;
         let is_device = metadata.file_type().is_block_device();
         Ok((!is_device).then(|| metadata.blocks().saturating_mul(STAT_BLOCK_BYTES)))
     }

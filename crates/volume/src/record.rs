@@ -66,6 +66,13 @@ pub enum Backing {
         #[serde(rename = "Path", deserialize_with = "absolute_path")]
         path: PathBuf,
     },
+    /// An export of an NBD server, which is not.
+    #[serde(rename = "Nbd")]
+    Export {
+        /// Its URI, in canonical form. Read and understood by who opens it; no secret is in it.
+        #[serde(rename = "Uri")]
+        uri: String,
+    },
 }
 
 /// How a volume's bytes are stored. There is no third state, and no default.

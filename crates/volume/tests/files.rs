@@ -27,7 +27,7 @@ fn create(directory: &VolumeDirectory, bytes: u64) -> RecordFile<VolumeRecord> {
 }
 
 fn device(directory: &VolumeDirectory) -> FileDevice {
-    let path = directory.backing_path(&Backing::File {});
+    let path = directory.backing_path(&Backing::File {}).expect("a file has a path");
     FileDevice::open(&path, &FileOptions::default()).expect("data file opens")
 }
 

@@ -8,6 +8,18 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+/// Bytes by their place.
+pub(super) trait ReadAt {
+    /// Fills `bytes` with what is at `at`.
+    fn read_exact_at(&self, bytes: &mut [u8], at: u64) -> io::Result<()>;
+}
+
+impl ReadAt for File {
+    fn read_exact_at(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, bytes, at)
+    }
+}
+
 /// Magic bytes at an offset: from the start, or from the end where negative.
 struct Magic {
     what: &'static str,
@@ -95,7 +107,7 @@ const TABLE: &[Magic] = &[
 const EXT_MAGIC_AT: u64 = 1024 + 0x38;
 
 /// What is known to be in a store of `size` bytes, and where its signature is.
-pub(super) fn identify(file: &File, size: u64) -> io::Result<Option<(&'static str, u64)>> {
+pub(super) fn identify(file: &impl ReadAt, size: u64) -> io::Result<Option<(&'static str, u64)>> {
     if let Some(found) = lvm(file, size)? {
         return Ok(Some(found));
     }
@@ -120,7 +132,7 @@ fn place(at: i64, size: u64) -> Option<u64> {
     if at < 0 { size.checked_sub(at.unsigned_abs()) } else { u64::try_from(at).ok() }
 }
 
-fn holds(file: &File, size: u64, at: u64, bytes: &[u8]) -> io::Result<bool> {
+fn holds(file: &impl ReadAt, size: u64, at: u64, bytes: &[u8]) -> io::Result<bool> {
     let mut found = [0; 32];
     let Some(found) = found.get_mut(..bytes.len()) else { return Ok(false) };
     if at.checked_add(bytes.len() as u64).is_none_or(|end| end > size) {
@@ -131,7 +143,7 @@ fn holds(file: &File, size: u64, at: u64, bytes: &[u8]) -> io::Result<bool> {
 }
 
 /// An LVM2 label is in one of the first four sectors.
-fn lvm(file: &File, size: u64) -> io::Result<Option<(&'static str, u64)>> {
+fn lvm(file: &impl ReadAt, size: u64) -> io::Result<Option<(&'static str, u64)>> {
     for at in [0, 512, 1024, 1536] {
         if holds(file, size, at, b"LABELONE")? && holds(file, size, at + 24, b"LVM2 001")? {
             return Ok(Some(("LVM2 physical volume", at)));
@@ -141,7 +153,7 @@ fn lvm(file: &File, size: u64) -> io::Result<Option<(&'static str, u64)>> {
 }
 
 /// Versions 0.90 and 1.0 of md's superblock are near the end.
-fn md_at_end(file: &File, size: u64) -> io::Result<Option<(&'static str, u64)>> {
+fn md_at_end(file: &impl ReadAt, size: u64) -> io::Result<Option<(&'static str, u64)>> {
     const KIB64: u64 = 64 * 1024;
     let old = (size / KIB64 * KIB64).checked_sub(KIB64);
     let newer = size.checked_sub(8192).map(|at| at / 4096 * 4096);
@@ -154,7 +166,7 @@ fn md_at_end(file: &File, size: u64) -> io::Result<Option<(&'static str, u64)>> 
 }
 
 /// ext2, 3 and 4 share a magic; a journal makes ext3, features that ext3 does not know make ext4.
-fn ext(file: &File, size: u64) -> io::Result<Option<(&'static str, u64)>> {
+fn ext(file: &impl ReadAt, size: u64) -> io::Result<Option<(&'static str, u64)>> {
     const HAS_JOURNAL: u32 = 0x4;
     const EXT3_INCOMPAT: u32 = 0x2 | 0x4 | 0x10;
     const EXT3_RO_COMPAT: u32 = 0x1 | 0x2 | 0x4;
