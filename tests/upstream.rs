@@ -3,38 +3,43 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
-use support::{Pool, run};
+use support::Pool;
 
 /// The export's size, a little more than the volume's.
 const IMAGE_BYTES: u64 = 17 << 20;
 
 /// nbdkit over a file; killed when dropped.
-struct Nbdkit(Pid);
+struct Nbdkit(Child);
 
 impl Nbdkit {
-    /// It can be reached when this returns: nbdkit goes into the background only then.
+    /// It can be reached when this returns: that is when nbdkit writes its pid file.
     fn start(directory: &Path) -> Self {
         let (socket, pid, image) = (directory.join("s"), directory.join("pid"), image(directory));
         for old in [&socket, &pid] {
             // The first time there is none.
             let _ = std::fs::remove_file(old);
         }
-        let file = format!("file={}", image.display());
         let mut nbdkit = Command::new("nbdkit");
-        nbdkit.arg("-U").arg(&socket).arg("-P").arg(&pid).args(["--filter=delay", "file", &file]);
-        run(nbdkit.args(["rdelay=1ms", "wdelay=1ms"])).ok();
-        let pid = std::fs::read_to_string(pid).expect("a pid file");
-        Self(pid.trim().parse().ok().and_then(Pid::from_raw).expect("a process's id"))
+        nbdkit.arg("-f").arg("-U").arg(&socket).arg("-P").arg(&pid).args(["--filter=delay", "file"]);
+        nbdkit.arg(format!("file={}", image.display())).args(["rdelay=1ms", "wdelay=1ms"]);
+        let mut nbdkit = Self(nbdkit.spawn().expect("nbdkit, which scripts/install-tools installs"));
+        while !std::fs::read_to_string(&pid).is_ok_and(|pid| pid.ends_with('\n')) {
+            let ended = nbdkit.0.try_wait().expect("a child can be asked");
+            assert!(ended.is_none(), "nbdkit: {ended:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        nbdkit
     }
 }
 
 impl Drop for Nbdkit {
     fn drop(&mut self) {
         // It may have ended by itself.
-        let _ = kill_process(self.0, Signal::KILL);
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -1,10 +1,9 @@
 //! Against nbdkit, with its filters as fault injectors. It is one of the tools that scripts/install-tools installs.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
 use sealblk_block::{BlockDevice, BlockLane, Buffer, Durability, Lba};
 use sealblk_upstream::UpstreamDevice;
 
@@ -12,25 +11,25 @@ use crate::rig::{PATIENCE, filled, open, read_all, run, write};
 use crate::shadow::{SECTORS, exercise};
 
 /// A running nbdkit; killed when dropped.
-pub(crate) struct Nbdkit {
-    pid: Pid,
-}
+pub(crate) struct Nbdkit(Child);
 
 impl Nbdkit {
-    /// Starts it at `socket`; it can be reached when this returns, for nbdkit goes into the background only then.
+    /// Starts it at `socket`; it can be reached when this returns, for that is when nbdkit writes its pid file.
     pub(crate) fn start(socket: &Path, arguments: &[&str]) -> Self {
         let pid_file = socket.with_extension("pid");
         for old in [socket, &pid_file] {
             // The first time there is none.
             let _ = std::fs::remove_file(old);
         }
-        let status =
-            Command::new("nbdkit").arg("-U").arg(socket).arg("-P").arg(&pid_file).args(arguments).status();
-        let status = status.expect("nbdkit, which scripts/install-tools installs");
-        assert!(status.success(), "nbdkit {arguments:?}: {status}");
-        let pid = std::fs::read_to_string(&pid_file).expect("a pid file");
-        let pid = pid.trim().parse().ok().and_then(Pid::from_raw).expect("a process's id");
-        Self { pid }
+        let mut command = Command::new("nbdkit");
+        command.arg("-f").arg("-U").arg(socket).arg("-P").arg(&pid_file).args(arguments);
+        let mut nbdkit = Self(command.spawn().expect("nbdkit, which scripts/install-tools installs"));
+        while !std::fs::read_to_string(&pid_file).is_ok_and(|pid| pid.ends_with('\n')) {
+            let ended = nbdkit.0.try_wait().expect("a child can be asked");
+            assert!(ended.is_none(), "nbdkit {arguments:?}: {ended:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        nbdkit
     }
 
     /// kill -9, at any moment.
@@ -40,7 +39,8 @@ impl Nbdkit {
 impl Drop for Nbdkit {
     fn drop(&mut self) {
         // It may have ended by itself.
-        let _ = kill_process(self.pid, Signal::KILL);
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
