@@ -37,9 +37,9 @@ impl Pool {
         Ok(match backing {
             Some(Backing::Path { path }) => DeletedData::Left { place: path.into() },
             // One that is not a URI any more is not known either.
-            Some(Backing::Export { uri }) => uri
-                .parse()
-                .map_or(DeletedData::Removed, |uri| DeletedData::Left { place: BackingPlace::Export(uri) }),
+            Some(Backing::Export { uri }) => uri.parse().map_or(DeletedData::Removed, |uri| {
+                DeletedData::Left { place: BackingPlace::Export(Box::new(uri)) }
+            }),
             Some(Backing::File {}) | None => DeletedData::Removed,
         })
     }

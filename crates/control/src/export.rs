@@ -25,7 +25,7 @@ pub(crate) fn prepare(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(), ControlError> {
     let device = open(uri, false)?;
-    let place = BackingPlace::Export(uri.clone());
+    let place = BackingPlace::Export(Box::new(uri.clone()));
     let found_bytes = device.geometry().sectors.saturating_mul(512);
     if found_bytes < size.bytes() {
         return Err(BackingError::TooSmall { place, found_bytes, needed_bytes: size.bytes() }.into());

@@ -15,14 +15,14 @@ pub enum BackingPlace {
     /// A file or block device.
     Path(PathBuf),
     /// An export of an NBD server.
-    Export(ExportUri),
+    Export(Box<ExportUri>),
 }
 
 impl BackingPlace {
     /// What a user means: an export if it begins with a scheme of NBD, else a path.
     pub fn meant_by(text: PathBuf) -> Result<Self, BackingError> {
         match text.to_str().filter(|text| ExportUri::is_meant_by(text)) {
-            Some(uri) => Ok(Self::Export(uri.parse()?)),
+            Some(uri) => Ok(Self::Export(Box::new(uri.parse()?))),
             None => Ok(Self::Path(text)),
         }
     }
@@ -45,7 +45,7 @@ impl BackingPlace {
         Ok(match backing {
             Backing::File {} => None,
             Backing::Path { path } => Some(Self::Path(path.clone())),
-            Backing::Export { uri } => Some(Self::Export(uri.parse()?)),
+            Backing::Export { uri } => Some(Self::Export(Box::new(uri.parse()?))),
         })
     }
 
