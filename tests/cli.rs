@@ -351,6 +351,54 @@ fn a_killed_server_is_in_nobodys_way() {
 }
 
 #[test]
+fn keys_are_scheduled_for_deletion_rotated_named_granted_and_given_policies() {
+    let cli = Cli::new();
+    let key = cli.ok(&["key", "create", "--alias", "alias/mine"]);
+    let first = cli.json(&["key", "describe", "alias/mine"])["CurrentKeyMaterialId"].clone();
+    assert_ne!(cli.json(&["key", "rotate", &key])["CurrentKeyMaterialId"], first);
+    assert_eq!(cli.json(&["key", "list-rotations", &key])["Rotations"].as_array().map(Vec::len), Some(2));
+    let status = cli.json(&["key", "enable-rotation", &key, "--rotation-period-in-days", "90"]);
+    assert_eq!((&status["KeyRotationEnabled"], &status["RotationPeriodInDays"]), (&true.into(), &90.into()));
+    assert_eq!(cli.json(&["key", "disable-rotation", &key])["KeyRotationEnabled"], false);
+    assert_eq!(cli.json(&["key", "rotation-status", &key])["KeyRotationEnabled"], false);
+
+    let aliases = cli.json(&["key", "alias", "list"]);
+    assert_eq!(aliases["Aliases"][1]["AliasName"], "alias/mine", "{aliases}");
+    let (code, name, _) = cli.error(&["key", "alias", "create", "alias/mine", &key]);
+    assert_eq!((code, name.as_str()), (4, "AlreadyExistsException"));
+    let (code, name, _) = cli.error(&["key", "alias", "delete", "alias/aws/ebs"]);
+    assert_eq!((code, name.as_str()), (5, "AccessDeniedException"));
+
+    let grant = ["key", "grants", "create", &key, "--grantee-principal", "uid:7", "--operations"];
+    let granted = cli.json(&[&grant[..], &["Decrypt,DescribeKey"]].concat());
+    let listed = cli.json(&["key", "grants", "list", &key]);
+    assert_eq!(listed["Grants"][0]["GrantId"], granted["GrantId"], "{listed}");
+    assert_eq!(listed["Grants"][0]["GranteePrincipal"], "uid:7");
+    cli.ok(&["key", "grants", "retire", "--grant-token", granted["GrantToken"].as_str().expect("a token")]);
+    assert_eq!(cli.json(&["key", "grants", "list", &key])["Grants"], serde_json::json!([]));
+
+    let file = std::env::temp_dir().join(format!("sealblk-policy-{}.json", std::process::id()));
+    let path = file.to_str().expect("text").to_owned();
+    std::fs::write(&file, cli.ok(&["key", "policy", "get", &key])).expect("written");
+    cli.ok(&["key", "policy", "put", &key, &path]);
+    let (code, name, _) = cli.error(&["key", "policy", "put-identity", "uid:7", "all", &path]);
+    assert_eq!((code, name.as_str()), (2, "MalformedPolicyDocumentException"), "it names a Principal");
+    std::fs::remove_file(&file).expect("removed");
+
+    let scheduled = cli.json(&["key", "schedule-deletion", &key, "--pending-window-in-days", "7"]);
+    assert_eq!(
+        (&scheduled["KeyState"], &scheduled["KeyId"]),
+        (&"PendingDeletion".into(), &key.clone().into())
+    );
+    let (code, name, message) = cli.error(&["key", "enable", &key]);
+    assert_eq!((code, name.as_str()), (5, "KMSInvalidStateException"));
+    assert!(message.contains("is pending deletion until 20"), "{message}");
+    assert_eq!(cli.json(&["key", "cancel-deletion", &key])["KeyState"], "Disabled");
+    let (code, name, _) = cli.error(&["key", "cancel-deletion", &key]);
+    assert_eq!((code, name.as_str()), (4, "KMSInvalidStateException"));
+}
+
+#[test]
 fn r19_attach_with_a_disabled_key_names_operation_key_and_state() {
     let cli = Cli::new();
     let key = cli.ok(&["key", "create"]);

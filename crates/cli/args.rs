@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use sealblk_control::MetricsAddress;
 
 use crate::endpoint_args::{EndpointArgs, LimitArgs};
+use crate::key::KeyCommand;
 use crate::providers::KmsCommand;
 use crate::settings::SettingsCommand;
 use crate::size::parse_size;
@@ -303,58 +304,6 @@ pub(crate) struct StatsArgs {
     /// End after so many lines
     #[arg(long, value_name = "N", requires = "watch")]
     pub(crate) count: Option<u32>,
-}
-
-#[derive(Subcommand)]
-pub(crate) enum KeyCommand {
-    /// Show what protects the key store's root key, or protect it in another way, without touching keys or volumes
-    #[command(after_help = "\
-Examples:
-  sealblk key root-protection
-  sealblk key root-protection passphrase
-  sealblk key root-protection passphrase --passphrase-fd 0 --new-passphrase-fd 0 <old-and-new
-  sealblk key root-protection file")]
-    RootProtection(RootProtectionArgs),
-    /// Create a symmetric key and print its ARN
-    #[command(after_help = "\
-Examples:
-  KEY=$(sealblk key create --description 'backup volumes')
-  sealblk volume create --size 1TiB --encrypted --kms-key-id $KEY")]
-    Create {
-        /// Free text to know it by
-        #[arg(long, value_name = "TEXT", default_value = "")]
-        description: String,
-    },
-    /// List the keys
-    #[command(after_help = "\
-Examples:
-  sealblk key list")]
-    List,
-    /// Show a key's state and description; `alias/aws/ebs` is the default key
-    #[command(after_help = "\
-Examples:
-  sealblk key describe alias/aws/ebs
-  sealblk key describe 1234abcd-12ab-34cd-56ef-1234567890ab --output json")]
-    Describe {
-        /// Id, ARN, alias name or alias ARN
-        key: String,
-    },
-    /// Make a disabled key usable again
-    #[command(after_help = "\
-Examples:
-  sealblk key enable 1234abcd-12ab-34cd-56ef-1234567890ab")]
-    Enable {
-        /// Id or ARN
-        key: String,
-    },
-    /// Make a key unusable: volumes under it can no longer be attached; those that are attached go on
-    #[command(after_help = "\
-Examples:
-  sealblk key disable 1234abcd-12ab-34cd-56ef-1234567890ab")]
-    Disable {
-        /// Id or ARN
-        key: String,
-    },
 }
 
 #[derive(Subcommand)]

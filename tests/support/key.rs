@@ -10,7 +10,8 @@ use super::pool::Pool;
 /// The pool's key store.
 pub fn key_store(pool: &Pool) -> LocalKms {
     let owner = Principal(format!("uid:{}", rustix::process::geteuid().as_raw()));
-    LocalKms::open(&pool.path().join("kms"), Scope::default(), owner).expect("the key store opens")
+    let store = LocalKms::open(&pool.path().join("kms"), Scope::default(), owner);
+    store.expect("the key store opens").via_service()
 }
 
 /// A volume's data key, by the way that an administrator has to a backup of the wrapped key.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use rig::{Rig, Unreachable, plain};
 use sealblk_control::{ControlError, CreateVolume, DeletedData, ErrorClass, Pool, PoolDirectory, VolumeId};
 use sealblk_kms::Kms;
+use sealblk_kms::local::{KeySpec, KeyUsage, NewKey};
 use sealblk_record::LockFile;
 
 fn verdict<T>(result: Result<T, ControlError>) -> (&'static str, ErrorClass, String) {
@@ -83,6 +84,38 @@ fn an_unusable_key_is_named_before_anything_is_stored() {
     assert!(message.contains(&key) && message.contains("it is disabled"), "{message}");
     let (code, class, _) = verdict(rig.create(&under("alias/nobody")));
     assert_eq!((code, class), ("NotFoundException", ErrorClass::NotFound));
+    assert!(rig.names().is_empty());
+}
+
+#[test]
+fn r33_keys_that_are_not_symmetric_are_refused_and_nothing_is_stored() {
+    let rig = Rig::new();
+    for (spec, usage) in [
+        (KeySpec::RSA_2048, Some(KeyUsage::ENCRYPT_DECRYPT)),
+        (KeySpec::ECC_NIST_P256, Some(KeyUsage::SIGN_VERIFY)),
+        (KeySpec::HMAC_256, None),
+    ] {
+        let key = rig.kms().create_key_as(&NewKey { spec, usage, ..NewKey::default() }).expect("a key").arn;
+        let request = CreateVolume { encrypted: Some(true), kms_key_id: Some(key.clone()), ..plain() };
+        let (code, class, message) = verdict(rig.create(&request));
+        assert_eq!((code, class), ("InvalidKeyUsageException", ErrorClass::Denied));
+        for part in [&key, &spec.name(), "only symmetric encryption keys can"] {
+            assert!(message.contains(part), "{part} in {message}");
+        }
+    }
+    assert!(rig.names().is_empty());
+}
+
+#[test]
+fn a_key_that_waits_for_its_deletion_is_named_with_its_date() {
+    let rig = Rig::new();
+    let key = rig.kms().create_key("").expect("a key").arn;
+    rig.kms().schedule_key_deletion(&key, Some(7)).expect("scheduled");
+    let words = rig.kms().describe_key(&key).expect("described").state_in_words();
+    let request = CreateVolume { encrypted: Some(true), kms_key_id: Some(key.clone()), ..plain() };
+    let (code, class, message) = verdict(rig.create(&request));
+    assert_eq!((code, class), ("KMSInvalidStateException", ErrorClass::Denied));
+    assert!(words.starts_with("pending deletion until 20") && message.contains(&words), "{message}");
     assert!(rig.names().is_empty());
 }
 

@@ -13,10 +13,24 @@ use crate::error::KmsError;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct WrappedKey(pub Vec<u8>);
 
-/// Who calls: `uid:1000`, `host:NAME/vol-…`.
+/// Who calls: a local user `uid:1000`, a host `host:NAME` or an attachment there `host:NAME/vol-…`, another account's
+/// root `account:123456789012`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Principal(pub String);
+
+impl Principal {
+    /// Whether it has one of those forms; others are compared and shown, but no policy names them.
+    pub fn is_well_formed(&self) -> bool {
+        let (kind, name) = self.0.split_once(':').unwrap_or_default();
+        match kind {
+            "uid" => name.parse::<u32>().is_ok(),
+            "host" => !name.is_empty() && name.len() <= 250,
+            "account" => name.len() == 12 && name.bytes().all(|c| c.is_ascii_digit()),
+            _ => false,
+        }
+    }
+}
 
 impl fmt::Display for Principal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use sealblk_kms::local::{LocalKms, Scope};
-use sealblk_kms::{Kms, KmsError, KmsErrorKind};
+use sealblk_kms::{KeyState, Kms, KmsError, KmsErrorKind};
 use store::{TestStore, VOLUME, attachment_grant, context, decrypt, default_key, owner, volume_key};
 
 /// Names the store's directory for the process that is killed.
@@ -161,6 +161,12 @@ fn a_store_whose_writer_is_killed_at_any_moment_works_on() {
         let (arn, wrapped) = volume_key(&kms);
         decrypt(&kms, &arn, &wrapped, VOLUME).expect("decrypted");
         for key in kms.list_keys().expect("every record is whole") {
+            if key.key_state == KeyState::PendingDeletion {
+                kms.cancel_key_deletion(&key.arn).expect("cancelled");
+            }
+            if key.key_manager == "CUSTOMER" {
+                kms.enable_key(&key.arn).expect("enabled");
+            }
             let wrapped =
                 kms.generate_data_key_without_plaintext(&key.arn, &context(VOLUME)).expect("usable");
             decrypt(&kms, &key.arn, &wrapped, VOLUME).expect("decrypted");
@@ -179,13 +185,28 @@ fn churn_until_killed() {
     let told = fs::File::options().write(true).open("/proc/self/fd/3").expect("the parent's pipe");
     let tell = || rustix::io::write(&told, b".");
     loop {
-        let kms = LocalKms::open(Path::new(&dir), Scope::default(), owner()).expect("opened");
+        let kms = LocalKms::open(Path::new(&dir), Scope::default(), owner()).expect("opened").via_service();
         let arn = default_key(&kms).arn;
         let grant = kms.create_grant(&attachment_grant(&arn, VOLUME)).expect("granted").id;
-        let told_twice = tell().and_then(|_| kms.create_key("").map(|_| tell()).expect("created"));
+        let told_twice =
+            tell().and_then(|_| churn_a_key(&kms).map(|()| tell()).expect("created and changed"));
         kms.retire_grant(&arn, &grant).expect("retired");
         if told_twice.is_err() {
             return;
         }
     }
+}
+
+/// A key's life but for its end, under a new alias.
+fn churn_a_key(kms: &LocalKms) -> Result<(), KmsError> {
+    let key = kms.create_key("")?;
+    let alias = format!("alias/{}", key.key_id);
+    kms.create_alias(&alias, &key.arn)?;
+    kms.rotate_key_on_demand(&key.arn)?;
+    kms.enable_key_rotation(&key.arn, Some(90))?;
+    kms.put_key_policy(&key.arn, &kms.get_key_policy(&key.arn)?)?;
+    kms.schedule_key_deletion(&key.arn, Some(7))?;
+    kms.cancel_key_deletion(&key.arn)?;
+    kms.enable_key(&key.arn)?;
+    kms.delete_alias(&alias)
 }

@@ -2,9 +2,11 @@
 
 mod store;
 
+use sealblk_kms::local::{GrantConstraints, NewGrant};
 use sealblk_kms::{
     DecryptRequest, GrantId, GrantOperation, Kms, KmsError, KmsErrorKind, Principal, WrappedKey,
 };
+use serde_json::json;
 use store::{OTHER_VOLUME, TestStore, VOLUME, attachment, attachment_grant, context, owner, volume_key};
 
 fn decrypt_under(
@@ -48,7 +50,8 @@ fn r17_the_grant_is_listed_with_its_constraint_and_gone_after_it_is_retired() {
     assert_eq!(listed[0].grant_id, grant);
     assert_eq!(listed[0].grantee_principal, attachment());
     assert_eq!(listed[0].operations, [GrantOperation::Decrypt]);
-    assert_eq!(listed[0].constraints.encryption_context_subset, context(VOLUME));
+    assert_eq!(listed[0].constraints, GrantConstraints::subset(context(VOLUME)));
+    assert_eq!(listed[0].retiring_principal, Some(Principal("ec2.local.amazonaws.com".to_owned())));
 
     kms.retire_grant(&arn, &grant).expect("retired");
     assert!(kms.list_grants(&arn).expect("listed").is_empty());
@@ -123,9 +126,11 @@ fn the_same_request_under_the_same_name_is_the_same_grant() {
 fn without_a_grant_only_the_owner_may_do_anything() {
     let store = TestStore::new();
     let kms = store.open();
-    let (arn, wrapped) = volume_key(&kms);
+    let arn = kms.create_key("").expect("created").arn;
+    let wrapped = kms.generate_data_key_without_plaintext(&arn, &context(VOLUME)).expect("generated");
     let grant = kms.create_grant(&attachment_grant(&arn, VOLUME)).expect("granted").id;
-    let outsider = store.open_as(&attachment()).expect("opened");
+    let stranger = Principal("uid:4000000000".to_owned());
+    let outsider = store.open_as(&stranger).expect("opened");
     let own = context(VOLUME);
     for outcome in [
         outsider.describe_key(&arn).map(drop),
@@ -139,10 +144,14 @@ fn without_a_grant_only_the_owner_may_do_anything() {
         outsider.list_grants(&arn).map(drop),
         outsider.disable_key(&arn),
         outsider.enable_key(&arn),
+        outsider.put_key_policy(&arn, &json!({ "Statement": [] })),
+        outsider.schedule_key_deletion(&arn, None).map(drop),
+        outsider.create_alias("alias/x", &arn),
+        outsider.rotate_key_on_demand(&arn),
     ] {
         let error = outcome.expect_err("not the owner");
         assert_eq!(error.kind, KmsErrorKind::Denied, "{error}");
-        assert!(error.message.starts_with(&format!("User: {} is not authorized", attachment())), "{error}");
+        assert!(error.message.starts_with("User: uid:4000000000 is not authorized"), "{error}");
     }
 }
 
@@ -162,4 +171,113 @@ fn a_grant_without_operations_constraint_or_a_legal_name_is_refused() {
         assert_eq!(error.kind, KmsErrorKind::InvalidRequest, "{request:?}");
     }
     assert!(kms.list_grants(&arn).expect("listed").is_empty());
+}
+
+fn user(uid: u32) -> Principal {
+    Principal(format!("uid:{uid}"))
+}
+
+/// A grant on a new key's ARN for `uid:4000000001`.
+fn new_grant(key: &str, operations: &[GrantOperation], constraints: GrantConstraints) -> NewGrant {
+    NewGrant {
+        key: key.to_owned(),
+        grantee: user(4_000_000_001),
+        retiring: None,
+        operations: operations.to_vec(),
+        constraints,
+        name: None,
+    }
+}
+
+#[test]
+fn constraints_hold_for_what_carries_a_context_and_for_nothing_else() {
+    let store = TestStore::new();
+    let admin = store.open_as(&owner()).expect("opened");
+    let arn = admin.create_key("").expect("created").arn;
+    let wrapped = admin.generate_data_key_without_plaintext(&arn, &context(VOLUME)).expect("a data key");
+    let operations = [GrantOperation::Decrypt, GrantOperation::DescribeKey];
+    for constraints in [GrantConstraints::equals(context(VOLUME)), GrantConstraints::subset(context(VOLUME))]
+    {
+        let grant = admin.issue_grant(&new_grant(&arn, &operations, constraints)).expect("granted").grant_id;
+        let grantee = store.open_as(&user(4_000_000_001)).expect("opened");
+        grantee.describe_key(&arn).expect("no context, no constraint");
+        store::decrypt(&grantee, &arn, &wrapped, VOLUME).expect("its context");
+        let error = store::decrypt(&grantee, &arn, &wrapped, OTHER_VOLUME).expect_err("another context");
+        assert_eq!(error.kind, KmsErrorKind::Denied);
+        let error =
+            grantee.generate_data_key_without_plaintext(&arn, &context(VOLUME)).expect_err("not granted");
+        assert_eq!(error.kind, KmsErrorKind::Denied);
+        admin.revoke_grant(&arn, &grant).expect("revoked");
+        store::decrypt(&grantee, &arn, &wrapped, VOLUME).expect_err("revoked at once");
+    }
+}
+
+#[test]
+fn a_grantee_passes_on_no_more_than_it_has() {
+    let store = TestStore::new();
+    let admin = store.open_as(&owner()).expect("opened");
+    let arn = admin.create_key("").expect("created").arn;
+    let own = GrantConstraints::subset(context(VOLUME));
+    let operations = [GrantOperation::CreateGrant, GrantOperation::Decrypt];
+    admin.issue_grant(&new_grant(&arn, &operations, own.clone())).expect("granted");
+    let grantee = store.open_as(&user(4_000_000_001)).expect("opened");
+    let to_friend = |operations: &[GrantOperation], constraints: &GrantConstraints| {
+        let grant = new_grant(&arn, operations, constraints.clone());
+        grantee.issue_grant(&NewGrant { grantee: user(4_000_000_002), ..grant })
+    };
+    to_friend(&[GrantOperation::Decrypt], &own).expect("the same");
+    to_friend(&[GrantOperation::Decrypt], &GrantConstraints::equals(context(VOLUME))).expect("stricter");
+    for outcome in [
+        to_friend(&[GrantOperation::Encrypt], &own),
+        to_friend(&[GrantOperation::Decrypt], &GrantConstraints::default()),
+        to_friend(&[GrantOperation::Decrypt], &GrantConstraints::subset(context(OTHER_VOLUME))),
+    ] {
+        assert_eq!(outcome.expect_err("more than it has").kind, KmsErrorKind::Denied);
+    }
+}
+
+#[test]
+fn grants_are_retired_by_those_named_and_by_token() {
+    let store = TestStore::new();
+    let admin = store.open_as(&owner()).expect("opened");
+    let arn = admin.create_key("").expect("created").arn;
+    let retiring = user(4_000_000_003);
+    let mut request = new_grant(&arn, &[GrantOperation::Decrypt], GrantConstraints::default());
+    request.retiring = Some(retiring.clone());
+    request.name = Some("one".to_owned());
+    let first = admin.issue_grant(&request).expect("granted");
+    let again = admin.issue_grant(&request).expect("granted");
+    assert_eq!(first.grant_id, again.grant_id);
+    assert_ne!(first.grant_token, again.grant_token, "a new token each time");
+
+    let theirs = store.open_as(&retiring).expect("opened");
+    let retirable = theirs.list_retirable_grants(&retiring).expect("listed");
+    assert_eq!(retirable.iter().map(|grant| &grant.grant_id).collect::<Vec<_>>(), [&first.grant_id]);
+    let grantee = store.open_as(&user(4_000_000_001)).expect("opened");
+    let error = grantee.retire_grant(&arn, &first.grant_id).expect_err("it lacks RetireGrant");
+    assert_eq!(error.kind, KmsErrorKind::Denied);
+    assert_eq!(theirs.revoke_grant(&arn, &first.grant_id).expect_err("no").kind, KmsErrorKind::Denied);
+    theirs.retire_grant_by_token(&first.grant_token).expect("retired");
+    let gone = theirs.retire_grant_by_token(&again.grant_token).expect_err("gone");
+    assert_eq!(gone.kind, KmsErrorKind::NotFound);
+    assert_eq!(theirs.retire_grant_by_token("x").expect_err("no token").kind, KmsErrorKind::InvalidRequest);
+
+    request.operations = vec![GrantOperation::Decrypt, GrantOperation::RetireGrant];
+    let second = admin.issue_grant(&request).expect("granted").grant_id;
+    grantee.retire_grant(&arn, &second).expect("the grantee may, if the grant says so");
+}
+
+#[test]
+fn a_grant_of_what_the_key_cannot_do_is_refused() {
+    let store = TestStore::new();
+    let admin = store.open_as(&owner()).expect("opened");
+    let arn = admin.create_key("").expect("created").arn;
+    let sign = admin.issue_grant(&new_grant(&arn, &[GrantOperation::Sign], GrantConstraints::default()));
+    assert_eq!(sign.expect_err("not a signing key").kind, KmsErrorKind::InvalidRequest);
+    let both = GrantConstraints {
+        encryption_context_equals: Some(context(VOLUME)),
+        ..GrantConstraints::subset(context(VOLUME))
+    };
+    let both = admin.issue_grant(&new_grant(&arn, &[GrantOperation::Decrypt], both));
+    assert_eq!(both.expect_err("one constraint at most").kind, KmsErrorKind::InvalidRequest);
 }

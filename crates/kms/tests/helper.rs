@@ -85,7 +85,7 @@ fn a_providers_error_arrives_as_it_was_raised() {
     let retired = GrantId("0".repeat(64));
     let errors = [
         (helper.describe_key("nonsense").map(drop), KmsErrorKind::NotFound, "DescribeKey"),
-        (outsider.describe_key(&arn).map(drop), KmsErrorKind::Denied, "DescribeKey"),
+        (outsider.describe_key(&disabled).map(drop), KmsErrorKind::Denied, "DescribeKey"),
         (
             helper.generate_data_key_without_plaintext(&disabled, &own).map(drop),
             KmsErrorKind::Disabled,

@@ -30,7 +30,8 @@ fn r28_the_default_key_is_made_once_and_is_the_same_after_a_restart() {
 fn r28_two_regions_have_two_default_keys() {
     let store = TestStore::new();
     let scope = Scope { region: "eu-north-1".to_owned(), ..Scope::default() };
-    let elsewhere = LocalKms::open(&store.dir().with_file_name("eu"), scope, owner()).expect("opened");
+    let elsewhere =
+        LocalKms::open(&store.dir().with_file_name("eu"), scope, owner()).expect("opened").via_service();
     let (here, there) = (default_key(&store.open()), default_key(&elsewhere));
     assert_ne!(here.key_id, there.key_id);
     assert_eq!(there.arn, format!("arn:aws:kms:eu-north-1:000000000000:key/{}", there.key_id));

@@ -28,7 +28,7 @@ fn passphrase(text: &str) -> Passphrase {
 
 /// Opens the store with everything that could be needed; the credential is beside it.
 fn open(dir: &Path) -> LocalKms {
-    let kms = LocalKms::open(dir, Scope::default(), owner()).expect("the key store opens");
+    let kms = LocalKms::open(dir, Scope::default(), owner()).expect("the key store opens").via_service();
     let source = PassphraseSource::holding(passphrase(PASSPHRASE));
     let credentials = dir.parent().expect("a directory").to_owned();
     kms.unlocked_by(Unlock { passphrase: Some(Arc::new(source)), credentials: Some(credentials) })

@@ -52,7 +52,7 @@ fn another_key_than_the_one_that_wrapped_is_refused() {
     let (_, wrapped) = volume_key(&kms);
     let other = kms.create_key("").expect("created").arn;
     let error = decrypt(&kms, &other, &wrapped, VOLUME).expect_err("the other key did not wrap it");
-    assert_eq!(error.kind, KmsErrorKind::InvalidCiphertext);
+    assert_eq!(error.kind, KmsErrorKind::IncorrectKey);
 }
 
 #[test]

@@ -88,18 +88,20 @@ impl<T: Document> RecordFile<T> {
     /// Removes the record, then its previous generation and leftovers; durable when it returns.
     ///
     /// # Errors
-    /// [`RecordError::Missing`]: there was none. [`RecordError::Io`]: it may or may not be gone.
+    /// [`RecordError::Missing`]: there was none; what a killed removal left beside it is gone now. [`RecordError::Io`]:
+    /// it may or may not be gone.
     pub fn remove(&self) -> Result<(), RecordError> {
-        match fs::remove_file(&self.path) {
+        let removed = match fs::remove_file(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(RecordError::Missing { path: self.path.clone() });
+                Err(RecordError::Missing { path: self.path.clone() })
             }
-            removed => removed.map_err(RecordError::io("remove", &self.path))?,
-        }
+            removed => Ok(removed.map_err(RecordError::io("remove", &self.path))?),
+        };
         self.sync_directory()?;
         remove_if_there(&self.previous_path())?;
         self.remove_leftovers()?;
-        self.sync_directory()
+        self.sync_directory()?;
+        removed
     }
 
     /// [`store`](Self::store), telling `reached` how far it is; `Break` leaves everything as it then is, as a

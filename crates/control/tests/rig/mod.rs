@@ -156,7 +156,8 @@ fn open(dir: &Path) -> Pool {
 fn store(directory: &PoolDirectory) -> LocalKms {
     // The store knows its owner by this name.
     let owner = format!("uid:{}", rustix::process::geteuid().as_raw());
-    LocalKms::open(&directory.key_store(), Scope::default(), Principal(owner)).expect("a key store")
+    let store = LocalKms::open(&directory.key_store(), Scope::default(), Principal(owner));
+    store.expect("a key store").via_service()
 }
 
 /// A key service that does not answer.

@@ -24,7 +24,7 @@ pub enum ProviderConfig {
         dir: PathBuf,
         /// What its ARNs carry.
         scope: Scope,
-        /// Who the calls are made as.
+        /// On whose behalf the calls are made.
         caller: Principal,
     },
     /// AWS KMS. Only `sealblk-kms-aws` opens it; calls name keys as AWS does, without `aws-kms:`.
@@ -55,7 +55,8 @@ impl ProviderConfig {
         match self {
             Self::Local { dir, scope, caller } => {
                 let kms = LocalKms::open(dir, scope.clone(), caller.clone())?;
-                Ok(Box::new(kms.unlocked_by(unlock.clone())))
+                // A helper works for volumes; what is done to keys themselves goes to the store directly.
+                Ok(Box::new(kms.via_service().unlocked_by(unlock.clone())))
             }
             Self::AwsKms { .. } => Err(KmsError {
                 kind: KmsErrorKind::Misconfigured,

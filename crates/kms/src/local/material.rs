@@ -19,6 +19,7 @@ use uuid::Uuid;
 use super::blob::BackingKey;
 use super::hex;
 use super::root_key::RootKey;
+use super::rotation::RotationType;
 
 const LABEL: &[u8] = b"sealblk kms material";
 
@@ -32,6 +33,9 @@ pub(super) struct Material {
     pub(super) creation_date: f64,
     /// The wrapped form, base64.
     pub(super) wrapped_material: String,
+    /// What made it; absent for a key's first.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(super) rotation_type: Option<RotationType>,
 }
 
 /// Why a backing key could not be made or opened.
@@ -72,6 +76,7 @@ impl Material {
             key_material_id: hex::encode(&id),
             creation_date,
             wrapped_material: STANDARD.encode(wrapped),
+            rotation_type: None,
         })
     }
 

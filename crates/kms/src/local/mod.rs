@@ -1,49 +1,67 @@
 //! The embedded key store: a KMS in a directory, for a host that has no other.
 //!
-//! It keeps keys as KMS does (states, aliases, the managed default key, grants, encryption contexts, an audit log),
-//! each backing key wrapped under one root key. It is not a server: whoever may read the directory has the keys,
-//! so the directory belongs to one user, the owner. The owner, and root, may do everything; any other principal acts
-//! only under a grant. Called by `helper` in its short-lived child, and by the command line for the administrative
-//! verbs below, which are not part of the trait.
+//! It keeps keys as KMS does: states, deletion after a waiting period, aliases, the managed default key, rotation,
+//! grants, key policies, encryption contexts, an audit log; each backing key wrapped under one root key. It is not a
+//! server: whoever may read the directory has the keys, so the directory belongs to one user, the owner. What policies
+//! keep others from, they keep them from as far as they come through a process of the owner's.
 //!
-//! `store` documents the files, `blob` the bytes of a wrapped key, `material` those of a wrapped backing key.
+//! Called by `helper` in its short-lived child, and by the command line for the administrative verbs, which are not
+//! part of the trait. Nothing runs between calls: a rotation or a deletion that is due takes place at the next call.
+//!
+//! * Files: `store`, `records`, `root_key`, `audit`. Bytes: `blob`, a wrapped key; `material`, a wrapped backing key.
+//! * Verbs: `verbs`, those of the trait; `keys`, `destroy`, `rotation`, `aliases`, `granting`, `policies`.
+//! * Permission: `authorize` decides, from `policy` and `grants`.
 
+mod aliases;
 mod audit;
 mod auditing;
+mod authorize;
 mod blob;
 mod call;
+#[cfg(test)]
+mod crash;
+mod destroy;
+mod granting;
 mod grants;
 mod hex;
+mod keys;
 mod material;
+mod policies;
+mod policy;
 mod protection;
+mod records;
 mod reference;
 mod root_key;
+mod rotation;
+mod spec;
 mod store;
 mod verbs;
 
 use std::path::Path;
+use std::time::Duration;
 
 use jiff::Timestamp;
-use serde_json::json;
-use uuid::Uuid;
+use serde_json::Value;
 
+pub use self::aliases::AliasEntry;
 pub use self::audit::{AuditFinding, AuditPlace, AuditRecords, AuditReport};
-use self::call::{Call, clip};
+use self::call::Call;
+pub use self::destroy::ScheduledDeletion;
+pub use self::granting::{IssuedGrant, NewGrant};
 pub use self::grants::{GrantConstraints, GrantEntry};
-use self::material::Material;
+pub use self::keys::NewKey;
 pub use self::reference::Scope;
-use self::reference::{KeyReference, ReferenceError};
 pub use self::root_key::{ArgonParameters, NewProtection, RootKeyProtection};
-use self::store::{KeyManager, KeyRecord, Store, StoreError};
-use crate::error::{KmsError, KmsErrorKind};
+pub use self::rotation::{RotationEntry, RotationStatus, RotationType};
+pub use self::spec::{KeySpec, KeyUsage};
+use self::store::{Store, StoreError};
+use crate::error::KmsError;
 use crate::passphrase::Unlock;
-use crate::service::{KeyMetadata, KeyState, Principal};
+use crate::service::Principal;
 
 /// The managed default key's alias.
 pub const DEFAULT_KEY_ALIAS: &str = "alias/aws/ebs";
-/// The managed default key's description, as AWS words it (ebs.md C.4).
-const DEFAULT_KEY_DESCRIPTION: &str = "Default key that protects my EBS volumes when no other key is defined";
-const DESCRIPTION_BYTES_MAX: usize = 8192;
+const SECONDS_PER_DAY: f64 = 86_400.0;
 
 /// A key store in a directory, used by one principal.
 ///
@@ -55,6 +73,9 @@ pub struct LocalKms {
     store: Store,
     scope: Scope,
     caller: Principal,
+    /// The service through which the caller calls, if it does not call itself.
+    via: Option<String>,
+    ahead: Duration,
 }
 
 /// Which ways to name a key a verb takes (ebs.md C.3).
@@ -74,210 +95,64 @@ impl LocalKms {
     /// that is missing although keys exist, or has another length than 32.
     pub fn open(dir: &Path, scope: Scope, caller: Principal) -> Result<Self, KmsError> {
         match Store::open(dir) {
-            Ok(store) => Ok(Self { store, scope, caller }),
+            Ok(store) => Ok(Self { store, scope, caller, via: None, ahead: Duration::ZERO }),
             Err(error) => Err(store_failure("OpenKeyStore", &dir.display().to_string(), &error)),
         }
     }
 
     /// The same store, with what opens its root key where that is not simply in a file. Nothing is asked for before a
     /// call needs the root key.
+    #[must_use]
     pub fn unlocked_by(mut self, unlock: Unlock) -> Self {
         self.store.unlock_with(unlock);
         self
     }
 
-    /// A new customer key, enabled. The description is free text of up to 8192 bytes.
-    pub fn create_key(&self, description: &str) -> Result<KeyMetadata, KmsError> {
-        let parameters = json!({ "description": clip(description), "keySpec": "SYMMETRIC_DEFAULT" });
-        self.audited("CreateKey", "a new key", parameters, |call| {
+    /// The calls are made for volumes and snapshots, on the caller's behalf: `kms:ViaService` is
+    /// `ec2.REGION.amazonaws.com`, and `kms:GrantIsForAWSResource` is true. Without this, they are the caller's own.
+    #[must_use]
+    pub fn via_service(self) -> Self {
+        Self { via: Some(self.scope.service()), ..self }
+    }
+
+    /// As if the clock were ahead by so much: for tests of what happens in days.
+    #[must_use]
+    pub fn with_clock_ahead(self, ahead: Duration) -> Self {
+        Self { ahead, ..self }
+    }
+
+    /// A call that changes nothing; what is due is done first.
+    fn reading<T>(
+        &self,
+        operation: &'static str,
+        key: &str,
+        parameters: Value,
+        body: impl FnOnce(&mut Call) -> Result<T, KmsError>,
+    ) -> Result<T, KmsError> {
+        self.audited(operation, key, parameters, |call| {
+            self.destroy_what_is_due().map_err(|e| call.broken(e))?;
+            body(call)
+        })
+    }
+
+    /// A call that changes the store, under its lock; what is due is done first.
+    fn changing<T>(
+        &self,
+        operation: &'static str,
+        key: &str,
+        parameters: Value,
+        body: impl FnOnce(&mut Call) -> Result<T, KmsError>,
+    ) -> Result<T, KmsError> {
+        self.reading(operation, key, parameters, |call| {
             call.event.mutates();
-            self.authorize_owner(call)?;
-            if description.len() > DESCRIPTION_BYTES_MAX {
-                let message = "1 validation error detected: Value at 'description' failed to satisfy constraint: \
-                               Member must have length less than or equal to 8192";
-                return Err(call.fail(KmsErrorKind::InvalidRequest, message));
-            }
             let _lock = self.store.lock().map_err(|e| call.broken(e))?;
-            let key = self.make_key(KeyManager::Customer, description).map_err(|e| call.broken(e))?;
-            self.concerns(call, &key);
-            let metadata = self.metadata(&key);
-            call.event.response_elements = json!({ "keyMetadata": metadata });
-            Ok(metadata)
+            body(call)
         })
     }
 
-    /// All keys, sorted by id.
-    pub fn list_keys(&self) -> Result<Vec<KeyMetadata>, KmsError> {
-        self.audited("ListKeys", "all keys", serde_json::Value::Null, |call| {
-            self.authorize_owner(call)?;
-            let ids = self.store.key_ids().map_err(|e| call.broken(e))?;
-            let keys = ids.into_iter().filter_map(|id| self.store.key(id).transpose());
-            keys.map(|key| key.map(|key| self.metadata(&key)).map_err(|e| call.broken(e))).collect()
-        })
-    }
-
-    /// Lets a disabled key be used again. `key` is an id or ARN. Enabling an enabled key changes nothing.
-    pub fn enable_key(&self, key: &str) -> Result<(), KmsError> {
-        self.set_state("EnableKey", key, KeyState::Enabled)
-    }
-
-    /// Stops a customer key from being used; what is attached stays so. `key` is an id or ARN.
-    pub fn disable_key(&self, key: &str) -> Result<(), KmsError> {
-        self.set_state("DisableKey", key, KeyState::Disabled)
-    }
-
-    /// The grants of a key, oldest first. `key` is an id or ARN.
-    pub fn list_grants(&self, key: &str) -> Result<Vec<GrantEntry>, KmsError> {
-        self.audited("ListGrants", key, json!({ "keyId": clip(key) }), |call| {
-            self.authorize_owner(call)?;
-            let record = self.resolve(call, key, Naming::IdOrArn)?;
-            Ok(self.store.grants(record.key_id).map_err(|e| call.broken(e))?.grants)
-        })
-    }
-
-    fn set_state(&self, operation: &'static str, key: &str, state: KeyState) -> Result<(), KmsError> {
-        self.audited(operation, key, json!({ "keyId": clip(key) }), |call| {
-            call.event.mutates();
-            self.authorize_owner(call)?;
-            let _lock = self.store.lock().map_err(|e| call.broken(e))?;
-            let mut record = self.resolve(call, key, Naming::IdOrArn)?;
-            if record.key_manager == KeyManager::Aws {
-                return Err(call.denied("it is an AWS managed key, whose state cannot be changed"));
-            }
-            if record.key_state == KeyState::PendingDeletion {
-                return Err(self.pending_deletion(call));
-            }
-            record.key_state = state;
-            self.store.put_key(&record).map_err(|e| call.broken(e))
-        })
-    }
-
-    /// Finds the key that `text` names; from then on the call's errors carry its ARN.
-    fn resolve(&self, call: &mut Call, text: &str, naming: Naming) -> Result<KeyRecord, KmsError> {
-        let reference = KeyReference::parse(text, &self.scope).map_err(|error| match error {
-            ReferenceError::Length => call.fail(KmsErrorKind::InvalidRequest, error.to_string()),
-            _ => call.fail(KmsErrorKind::NotFound, error.to_string()),
-        })?;
-        let found = match reference {
-            KeyReference::Id(id) => {
-                call.key = self.scope.key_arn(id);
-                self.store.key(id)
-            }
-            KeyReference::Alias(_) if naming == Naming::IdOrArn => {
-                return Err(call.fail(KmsErrorKind::NotFound, format!("Invalid keyId '{text}'")));
-            }
-            KeyReference::Alias(name) if name == DEFAULT_KEY_ALIAS => self.default_key().map(Some),
-            KeyReference::Alias(name) => {
-                call.key = self.scope.alias_arn(&name);
-                self.key_of_alias(&name)
-            }
-        };
-        match found.map_err(|e| call.broken(e))? {
-            Some(key) => {
-                self.concerns(call, &key);
-                Ok(key)
-            }
-            None if call.key.contains(":alias/") => {
-                Err(call.fail(KmsErrorKind::NotFound, format!("Alias {} is not found.", call.key)))
-            }
-            None => Err(call.fail(KmsErrorKind::NotFound, format!("Key '{}' does not exist", call.key))),
-        }
-    }
-
-    fn key_of_alias(&self, name: &str) -> Result<Option<KeyRecord>, StoreError> {
-        match self.store.aliases()?.aliases.get(name) {
-            Some(id) => self.store.key(*id),
-            None => Ok(None),
-        }
-    }
-
-    /// The managed default key; made, with its alias, at the first call that asks for it.
-    fn default_key(&self) -> Result<KeyRecord, StoreError> {
-        if let Some(key) = self.key_of_alias(DEFAULT_KEY_ALIAS)? {
-            return Ok(key);
-        }
-        let _lock = self.store.lock()?;
-        if let Some(key) = self.key_of_alias(DEFAULT_KEY_ALIAS)? {
-            return Ok(key);
-        }
-        // A crash between the two writes below leaves a managed key without an alias: it is taken up here.
-        let key = match self.managed_key_without_alias()? {
-            Some(key) => key,
-            None => self.make_key(KeyManager::Aws, DEFAULT_KEY_DESCRIPTION)?,
-        };
-        let mut aliases = self.store.aliases()?;
-        aliases.aliases.insert(DEFAULT_KEY_ALIAS.to_owned(), key.key_id);
-        self.store.put_aliases(&aliases)?;
-        Ok(key)
-    }
-
-    fn managed_key_without_alias(&self) -> Result<Option<KeyRecord>, StoreError> {
-        for id in self.store.key_ids()? {
-            if let Some(key) = self.store.key(id)?
-                && key.key_manager == KeyManager::Aws
-            {
-                return Ok(Some(key));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Makes and stores a key; the caller holds the lock.
-    fn make_key(&self, manager: KeyManager, description: &str) -> Result<KeyRecord, StoreError> {
-        let root = self.store.root_key_or_new()?;
-        let (key_id, creation_date) = (Uuid::new_v4(), now());
-        let material = Material::generate(&root, key_id, creation_date)?;
-        let key = KeyRecord {
-            key_id,
-            creation_date,
-            description: description.to_owned(),
-            key_state: KeyState::Enabled,
-            key_manager: manager,
-            key_usage: "ENCRYPT_DECRYPT".to_owned(),
-            key_spec: "SYMMETRIC_DEFAULT".to_owned(),
-            current_key_material_id: material.key_material_id.clone(),
-            materials: vec![material],
-        };
-        self.store.put_key(&key)?;
-        Ok(key)
-    }
-
-    fn concerns(&self, call: &mut Call, key: &KeyRecord) {
-        call.key = self.scope.key_arn(key.key_id);
-        call.event.concerns(&call.key, &self.scope);
-    }
-
-    fn metadata(&self, key: &KeyRecord) -> KeyMetadata {
-        KeyMetadata {
-            aws_account_id: self.scope.account.clone(),
-            creation_date: key.creation_date,
-            description: key.description.clone(),
-            key_usage: key.key_usage.clone(),
-            key_manager: match key.key_manager {
-                KeyManager::Customer => "CUSTOMER",
-                KeyManager::Aws => "AWS",
-            }
-            .to_owned(),
-            key_spec: key.key_spec.clone(),
-            customer_master_key_spec: key.key_spec.clone(),
-            current_key_material_id: Some(key.current_key_material_id.clone()),
-            ..KeyMetadata::symmetric(key.key_id.to_string(), self.scope.key_arn(key.key_id), key.key_state)
-        }
-    }
-
-    fn is_owner(&self, principal: &Principal) -> bool {
-        [self.store.owner_uid(), 0].iter().any(|uid| principal.0 == format!("uid:{uid}"))
-    }
-
-    fn authorize_owner(&self, call: &Call) -> Result<(), KmsError> {
-        if self.is_owner(&call.principal) {
-            return Ok(());
-        }
-        Err(call.denied(&format!("only the key store's owner, uid:{}, may", self.store.owner_uid())))
-    }
-
-    fn pending_deletion(&self, call: &Call) -> KmsError {
-        call.fail(KmsErrorKind::PendingDeletion, format!("{} is pending deletion.", call.key))
+    /// Seconds since the epoch.
+    fn now(&self) -> f64 {
+        seconds(Timestamp::now()) + self.ahead.as_secs_f64()
     }
 }
 
@@ -297,8 +172,4 @@ fn store_failure(operation: &'static str, key: &str, error: &StoreError) -> KmsE
 #[allow(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit 53 bits for 285 millennia")]
 fn seconds(time: Timestamp) -> f64 {
     time.as_millisecond() as f64 / 1000.0
-}
-
-fn now() -> f64 {
-    seconds(Timestamp::now())
 }

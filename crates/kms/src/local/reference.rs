@@ -39,6 +39,11 @@ impl Scope {
         format!("{}{name}", self.arn_prefix())
     }
 
+    /// The service that calls on behalf of who uses a volume or a snapshot: the value of `kms:ViaService`.
+    pub(super) fn service(&self) -> String {
+        format!("ec2.{}.amazonaws.com", self.region)
+    }
+
     fn arn_prefix(&self) -> String {
         format!("arn:aws:kms:{}:{}:", self.region, self.account)
     }
@@ -87,7 +92,8 @@ impl KeyReference {
         .ok_or_else(shape)
     }
 
-    fn parse_alias(text: &str) -> Option<Self> {
+    /// An alias name, `alias/` included.
+    pub(super) fn parse_alias(text: &str) -> Option<Self> {
         let name = text.strip_prefix(ALIAS_PREFIX)?;
         let legal = |c: u8| c.is_ascii_alphanumeric() || b":/_-".contains(&c);
         (!name.is_empty() && text.len() <= ALIAS_BYTES_MAX && name.bytes().all(legal))

@@ -4,9 +4,11 @@
 //! DIR/                 0700
 //!   lock               held exclusively by whoever changes a record
 //!   root.key           0600, wraps every backing key: 32 bytes, or a record with those wrapped themselves
-//!   keys/UUID.json     one key: its metadata and its wrapped backing keys
+//!   keys/UUID.json     one key: its metadata, its policy and its wrapped backing keys
 //!   aliases.json       alias name to key id
 //!   grants/UUID.json   the grants of one key
+//!   identities.json    the policies of principals
+//!   deletions.json     which keys are to be destroyed when
 //!   audit.log …        0600, one JSON line per call (`audit`)
 //! ```
 //!
@@ -14,7 +16,6 @@
 //! Changing one is read, change, write under [`Store::lock`]; the file locks of one process's threads exclude each
 //! other as those of two processes do.
 
-use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -22,16 +23,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use sealblk_record::{Document, LockFile, RecordError, RecordFile};
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::audit::AuditTrail;
 use super::grants::GrantList;
 use super::material::{Material, MaterialError};
+use super::records::{Aliases, Deletions, Identities, KeyRecord};
 use super::root_key::{NewProtection, RootKey, RootKeyError, RootKeyFile, RootKeyProtection};
 use crate::error::KmsErrorKind;
 use crate::passphrase::Unlock;
-use crate::service::KeyState;
 
 const GROUP_AND_WORLD_WRITE: u32 = 0o022;
 
@@ -65,51 +65,6 @@ impl StoreError {
     }
 }
 
-/// The record `keys/UUID.json`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub(super) struct KeyRecord {
-    pub(super) key_id: Uuid,
-    /// Seconds since the epoch.
-    pub(super) creation_date: f64,
-    pub(super) description: String,
-    pub(super) key_state: KeyState,
-    pub(super) key_manager: KeyManager,
-    pub(super) key_usage: String,
-    pub(super) key_spec: String,
-    /// Which of `materials` wraps; the others only unwrap.
-    pub(super) current_key_material_id: String,
-    pub(super) materials: Vec<Material>,
-}
-
-/// Who a key belongs to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(super) enum KeyManager {
-    /// The user: may be disabled.
-    #[serde(rename = "CUSTOMER")]
-    Customer,
-    /// The store itself, behind `alias/aws/ebs`: may not.
-    #[serde(rename = "AWS")]
-    Aws,
-}
-
-/// The record `aliases.json`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub(super) struct Aliases {
-    pub(super) aliases: BTreeMap<String, Uuid>,
-}
-
-impl Document for KeyRecord {
-    const FORMAT: &'static str = "sealblk-kms-key";
-    const VERSION: u32 = 1;
-}
-
-impl Document for Aliases {
-    const FORMAT: &'static str = "sealblk-kms-aliases";
-    const VERSION: u32 = 1;
-}
-
 /// The directory of a key store.
 #[derive(Debug)]
 pub(super) struct Store {
@@ -118,6 +73,9 @@ pub(super) struct Store {
     unlock: Unlock,
     /// A root key under a passphrase, once it is open: Argon2id is not done for each backing key.
     opened: OnceLock<Arc<RootKey>>,
+    /// How many more records are written before the store behaves as if the process had been killed.
+    #[cfg(test)]
+    pub(super) writes_left: std::cell::Cell<Option<u32>>,
 }
 
 impl Store {
@@ -131,8 +89,14 @@ impl Store {
         if mode & GROUP_AND_WORLD_WRITE != 0 {
             return Err(StoreError::Exposed { path: dir.to_owned(), mode });
         }
-        let (dir, owner_uid) = (dir.to_owned(), metadata.uid());
-        let store = Self { dir, owner_uid, unlock: Unlock::default(), opened: OnceLock::new() };
+        let store = Self {
+            dir: dir.to_owned(),
+            owner_uid: metadata.uid(),
+            unlock: Unlock::default(),
+            opened: OnceLock::new(),
+            #[cfg(test)]
+            writes_left: std::cell::Cell::new(None),
+        };
         if store.root_key_file().has_leftovers() {
             let _lock = store.lock()?;
             store.root_key_file().clean_up()?;
@@ -243,7 +207,14 @@ impl Store {
     }
 
     pub(super) fn put_key(&self, key: &KeyRecord) -> Result<(), StoreError> {
-        Ok(self.key_file(key.key_id).store(key)?)
+        self.put(&self.key_file(key.key_id), key)
+    }
+
+    /// Removes a key's record and its grants, with their previous generations; nothing is there to remove where a
+    /// removal was interrupted.
+    pub(super) fn erase_key(&self, id: Uuid) -> Result<(), StoreError> {
+        self.erase(&self.grants_file(id))?;
+        self.erase(&self.key_file(id))
     }
 
     pub(super) fn aliases(&self) -> Result<Aliases, StoreError> {
@@ -251,7 +222,7 @@ impl Store {
     }
 
     pub(super) fn put_aliases(&self, aliases: &Aliases) -> Result<(), StoreError> {
-        Ok(self.aliases_file().store(aliases)?)
+        self.put(&self.aliases_file(), aliases)
     }
 
     pub(super) fn grants(&self, key: Uuid) -> Result<GrantList, StoreError> {
@@ -259,12 +230,58 @@ impl Store {
     }
 
     pub(super) fn put_grants(&self, key: Uuid, grants: &GrantList) -> Result<(), StoreError> {
-        Ok(self.grants_file(key).store(grants)?)
+        self.put(&self.grants_file(key), grants)
+    }
+
+    pub(super) fn identities(&self) -> Result<Identities, StoreError> {
+        Ok(absent_is_none(self.identities_file().load())?.unwrap_or_default())
+    }
+
+    pub(super) fn put_identities(&self, identities: &Identities) -> Result<(), StoreError> {
+        self.put(&self.identities_file(), identities)
+    }
+
+    pub(super) fn deletions(&self) -> Result<Deletions, StoreError> {
+        Ok(absent_is_none(self.deletions_file().load())?.unwrap_or_default())
+    }
+
+    pub(super) fn put_deletions(&self, deletions: &Deletions) -> Result<(), StoreError> {
+        self.put(&self.deletions_file(), deletions)
+    }
+
+    fn put<T: Document>(&self, file: &RecordFile<T>, record: &T) -> Result<(), StoreError> {
+        self.about_to_write(file.path())?;
+        Ok(file.store(record)?)
+    }
+
+    fn erase<T: Document>(&self, file: &RecordFile<T>) -> Result<(), StoreError> {
+        self.about_to_write(file.path())?;
+        absent_is_none(file.remove()).map(drop)
+    }
+
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "tests count here")]
+    fn about_to_write(&self, _: &Path) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    #[cfg(test)]
+    fn about_to_write(&self, path: &Path) -> Result<(), StoreError> {
+        match self.writes_left.get() {
+            Some(0) => {
+                Err(io_error(path, "written: the process is as if killed")(io::ErrorKind::Other.into()))
+            }
+            left => {
+                self.writes_left.set(left.map(|left| left - 1));
+                Ok(())
+            }
+        }
     }
 
     /// The material of `key` that wraps.
     pub(super) fn current_material<'k>(&self, key: &'k KeyRecord) -> Result<&'k Material, StoreError> {
-        let current = |material: &&Material| material.key_material_id == key.current_key_material_id;
+        let current =
+            |material: &&Material| Some(&material.key_material_id) == key.current_key_material_id.as_ref();
         let missing = || StoreError::NoMaterial { path: self.key_path(key.key_id) };
         key.materials.iter().find(current).ok_or_else(missing)
     }
@@ -292,6 +309,14 @@ impl Store {
 
     fn aliases_file(&self) -> RecordFile<Aliases> {
         RecordFile::new(self.dir.join("aliases.json"))
+    }
+
+    fn identities_file(&self) -> RecordFile<Identities> {
+        RecordFile::new(self.dir.join("identities.json"))
+    }
+
+    fn deletions_file(&self) -> RecordFile<Deletions> {
+        RecordFile::new(self.dir.join("deletions.json"))
     }
 
     fn grants_file(&self, key: Uuid) -> RecordFile<GrantList> {

@@ -7,18 +7,20 @@ use sealblk_keymem::DataKey;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::authorize::Ask;
 use super::blob::{self, BackingKey, BlobError, Header};
 use super::call::{Call, clip};
-use super::grants::{self, GrantConstraints, GrantEntry};
+use super::granting::NewGrant;
+use super::grants::GrantConstraints;
 use super::material::{Material, MaterialError};
-use super::store::KeyRecord;
-use super::{LocalKms, Naming, now};
+use super::records::KeyRecord;
+use super::spec::KeyUsage;
+use super::{LocalKms, Naming};
 use crate::context::EncryptionContext;
 use crate::data_key;
 use crate::error::{KmsError, KmsErrorKind};
 use crate::service::{
-    DecryptRequest, Grant, GrantId, GrantOperation, GrantRequest, KeyMetadata, KeyState, Kms,
-    ReEncryptRequest, WrappedKey,
+    DecryptRequest, Grant, GrantId, GrantRequest, KeyMetadata, Kms, ReEncryptRequest, WrappedKey,
 };
 
 /// The longest encryption context in its canonical form, in bytes.
@@ -26,9 +28,10 @@ const CONTEXT_BYTES_MAX: usize = 8192;
 
 impl Kms for LocalKms {
     fn describe_key(&self, key: &str) -> Result<KeyMetadata, KmsError> {
-        self.audited("DescribeKey", key, json!({ "keyId": clip(key) }), |call| {
-            self.authorize_owner(call)?;
-            Ok(self.metadata(&self.resolve(call, key, Naming::Any)?))
+        self.reading("DescribeKey", key, json!({ "keyId": clip(key) }), |call| {
+            let record = self.resolve(call, key, Naming::Any)?;
+            self.authorize(call, &Ask::new("DescribeKey", &record).named(key))?;
+            Ok(self.metadata(&record))
         })
     }
 
@@ -42,13 +45,14 @@ impl Kms for LocalKms {
             "numberOfBytes": sealblk_keymem::DATA_KEY_BYTES,
             "encryptionContext": context_value(context),
         });
-        self.audited("GenerateDataKeyWithoutPlaintext", key, parameters, |call| {
-            self.authorize_owner(call)?;
+        self.reading("GenerateDataKeyWithoutPlaintext", key, parameters, |call| {
             check_context(call, context)?;
             let record = self.resolve(call, key, Naming::Any)?;
+            let ask = Ask::new("GenerateDataKeyWithoutPlaintext", &record);
+            self.authorize(call, &ask.bound_to(context).named(key))?;
             self.check_usable(call, &record)?;
             let data_key = data_key::generate().map_err(|e| call.broken(MaterialError::from(e)))?;
-            self.wrap(call, &record, &data_key, context)
+            self.wrap(call, record, &data_key, context)
         })
     }
 
@@ -61,15 +65,17 @@ impl Kms for LocalKms {
         if let Some((grant, _)) = request.grant {
             parameters["grantId"] = clip(&grant.0).into();
         }
-        self.audited("Decrypt", request.key, parameters, |call| {
+        self.reading("Decrypt", request.key, parameters, |call| {
             call.event.carries(request.wrapped);
+            check_context(call, request.context)?;
+            let record = self.resolve(call, request.key, Naming::Any)?;
             if let Some((_, grantee)) = request.grant {
+                self.authorize_acting_as(call, grantee)?;
                 call.event.acts_as(grantee);
                 call.principal = grantee.clone();
             }
-            check_context(call, request.context)?;
-            let record = self.resolve(call, request.key, Naming::Any)?;
-            self.authorize_decrypt(call, &record, request)?;
+            let ask = Ask::new("Decrypt", &record).bound_to(request.context).named(request.key);
+            self.authorize(call, &ask.under(request.grant.map(|(grant, _)| grant)))?;
             self.check_usable(call, &record)?;
             self.unwrap(call, &record, request.wrapped, request.context)
         })
@@ -82,126 +88,88 @@ impl Kms for LocalKms {
         context: &EncryptionContext,
     ) -> Result<WrappedKey, KmsError> {
         let parameters = json!({ "keyId": clip(key), "encryptionContext": context_value(context) });
-        self.audited("Encrypt", key, parameters, |call| {
-            self.authorize_owner(call)?;
+        self.reading("Encrypt", key, parameters, |call| {
             check_context(call, context)?;
             let record = self.resolve(call, key, Naming::Any)?;
+            self.authorize(call, &Ask::new("Encrypt", &record).bound_to(context).named(key))?;
             self.check_usable(call, &record)?;
-            self.wrap(call, &record, data_key, context)
+            self.wrap(call, record, data_key, context)
         })
     }
 
     fn re_encrypt(&self, request: &ReEncryptRequest<'_>) -> Result<WrappedKey, KmsError> {
+        let (from_context, to_context) = (request.from_context, request.to_context);
         let parameters = json!({
             "sourceKeyId": clip(request.from_key),
-            "sourceEncryptionContext": context_value(request.from_context),
+            "sourceEncryptionContext": context_value(from_context),
             "destinationKeyId": clip(request.to_key),
-            "destinationEncryptionContext": context_value(request.to_context),
+            "destinationEncryptionContext": context_value(to_context),
         });
-        self.audited("ReEncrypt", request.to_key, parameters, |call| {
-            self.authorize_owner(call)?;
-            check_context(call, request.from_context)?;
-            check_context(call, request.to_context)?;
+        self.reading("ReEncrypt", request.to_key, parameters, |call| {
+            check_context(call, from_context)?;
+            check_context(call, to_context)?;
             let source = self.resolve(call, request.from_key, Naming::Any)?;
+            let ask = Ask::new("ReEncryptFrom", &source).bound_to(from_context).named(request.from_key);
+            self.authorize(call, &ask)?;
             self.check_usable(call, &source)?;
-            let data_key = self.unwrap(call, &source, request.wrapped, request.from_context)?;
             call.key = clip(request.to_key);
             let destination = self.resolve(call, request.to_key, Naming::Any)?;
+            let ask = Ask::new("ReEncryptTo", &destination).bound_to(to_context).named(request.to_key);
+            self.authorize(call, &ask)?;
             self.check_usable(call, &destination)?;
-            self.wrap(call, &destination, &data_key, request.to_context)
+            self.concerns(call, &source);
+            let data_key = self.unwrap(call, &source, request.wrapped, from_context)?;
+            self.concerns(call, &destination);
+            self.wrap(call, destination, &data_key, to_context)
         })
     }
 
     fn create_grant(&self, request: &GrantRequest) -> Result<Grant, KmsError> {
-        let parameters = json!({
-            "keyId": clip(&request.key),
-            "granteePrincipal": clip(&request.grantee.0),
-            "operations": request.operations,
-            "constraints": { "encryptionContextSubset": context_value(&request.constraint) },
-            "name": request.name.as_deref().map(clip),
-        });
-        self.audited("CreateGrant", &request.key, parameters, |call| {
-            call.event.mutates();
-            self.authorize_owner(call)?;
-            check_context(call, &request.constraint)?;
-            if let Some(fault) = grants::invalid(request) {
-                return Err(call.fail(KmsErrorKind::InvalidRequest, fault));
-            }
-            let record = self.resolve(call, &request.key, Naming::IdOrArn)?;
-            self.check_usable(call, &record)?;
-            let id = self.record_grant(call, &record, request)?;
-            call.event.response_elements = json!({ "grantId": id, "keyId": call.key });
-            Ok(Grant { id })
-        })
+        let request = NewGrant {
+            key: request.key.clone(),
+            grantee: request.grantee.clone(),
+            retiring: None,
+            operations: request.operations.clone(),
+            constraints: GrantConstraints::subset(request.constraint.clone()),
+            name: request.name.clone(),
+        };
+        Ok(Grant { id: self.issue_grant(&request)?.grant_id })
     }
 
     fn retire_grant(&self, key: &str, grant: &GrantId) -> Result<(), KmsError> {
-        let parameters = json!({ "keyId": clip(key), "grantId": clip(&grant.0) });
-        self.audited("RetireGrant", key, parameters, |call| {
-            call.event.mutates();
-            if !grants::is_id(grant) {
-                return Err(call.fail(KmsErrorKind::InvalidRequest, "a grant id is 64 lower-case hex digits"));
-            }
-            let record = self.resolve(call, key, Naming::IdOrArn)?;
-            let _lock = self.store.lock().map_err(|e| call.broken(e))?;
-            let mut list = self.store.grants(record.key_id).map_err(|e| call.broken(e))?;
-            let Some(entry) = list.find(grant) else {
-                let message = format!("Grant ID {} not found", grant.0);
-                return Err(call.fail(KmsErrorKind::NotFound, message));
-            };
-            if entry.issuing_principal != call.principal {
-                self.authorize_owner(call)?;
-            }
-            list.remove(grant);
-            self.store.put_grants(record.key_id, &list).map_err(|e| call.broken(e))
-        })
+        self.end_grant("RetireGrant", key, grant)
     }
 }
 
 impl LocalKms {
-    /// The owner needs no grant; anybody who names one is held to it, the owner too.
-    fn authorize_decrypt(
-        &self,
-        call: &Call,
-        key: &KeyRecord,
-        request: &DecryptRequest<'_>,
-    ) -> Result<(), KmsError> {
-        let Some((id, grantee)) = request.grant else {
-            return self.authorize_owner(call);
-        };
-        let list = self.store.grants(key.key_id).map_err(|e| call.broken(e))?;
-        let because = match list.find(id) {
-            Some(entry) => entry.refuses(GrantOperation::Decrypt, grantee, request.context),
-            None => Some("does not exist"),
-        };
-        because.map_or(Ok(()), |because| Err(call.denied(&format!("grant {} {because}", clip(&id.0)))))
-    }
-
+    /// Refuses a key that cannot wrap, whatever its state, and one that is not enabled.
     fn check_usable(&self, call: &Call, key: &KeyRecord) -> Result<(), KmsError> {
-        if key.key_usage != "ENCRYPT_DECRYPT" || key.key_spec != "SYMMETRIC_DEFAULT" {
+        if key.key_usage != KeyUsage::ENCRYPT_DECRYPT {
             let message = format!(
-                "{} key usage is {} which is not valid for {}.",
+                "{} key usage is {:?} which is not valid for {}.",
                 call.key, key.key_usage, call.operation
             );
             return Err(call.fail(KmsErrorKind::InvalidKeyUsage, message));
         }
-        match key.key_state {
-            KeyState::Enabled => Ok(()),
-            KeyState::Disabled => {
-                Err(call.fail(KmsErrorKind::Disabled, format!("{} is disabled.", call.key)))
-            }
-            KeyState::PendingDeletion => Err(self.pending_deletion(call)),
+        if !key.key_spec.is_symmetric() {
+            let message = format!(
+                "{} key spec is {:?} which is not valid for {}.",
+                call.key, key.key_spec, call.operation
+            );
+            return Err(call.fail(KmsErrorKind::InvalidKeyUsage, message));
         }
+        self.require_enabled(call, key)
     }
 
     fn wrap(
         &self,
         call: &mut Call,
-        key: &KeyRecord,
+        key: KeyRecord,
         data_key: &DataKey,
         context: &EncryptionContext,
     ) -> Result<WrappedKey, KmsError> {
-        let material = self.store.current_material(key).map_err(|e| call.broken(e))?;
+        let key = self.rotated_if_due(key).map_err(|e| call.broken(e))?;
+        let material = self.store.current_material(&key).map_err(|e| call.broken(e))?;
         let material_id = material.id().ok_or_else(|| call.broken(MaterialError::Unauthentic))?;
         call.event.uses_material(&material.key_material_id);
         let backing = self.backing_key(call, key.key_id, material)?;
@@ -223,9 +191,12 @@ impl LocalKms {
     ) -> Result<DataKey, KmsError> {
         let Some(blob) = blob::parse(wrapped) else { return Err(invalid_ciphertext(call)) };
         if blob.header.key_id != key.key_id {
+            if self.store.key(blob.header.key_id).map_err(|e| call.broken(e))?.is_none() {
+                return Err(invalid_ciphertext(call));
+            }
             let message =
                 "The key ID in the request does not identify a CMK that can perform this operation.";
-            return Err(call.fail(KmsErrorKind::InvalidCiphertext, message));
+            return Err(call.fail(KmsErrorKind::IncorrectKey, message));
         }
         let named = key.materials.iter().find(|material| material.id() == Some(blob.header.material_id));
         let Some(material) = named else { return Err(invalid_ciphertext(call)) };
@@ -237,38 +208,6 @@ impl LocalKms {
     fn backing_key(&self, call: &Call, key: Uuid, material: &Material) -> Result<BackingKey, KmsError> {
         let root = self.store.root_key().map_err(|e| call.broken(e))?;
         material.open(&root, key).map_err(|e| call.broken(e))
-    }
-
-    /// Adds the grant to the key's list, or finds the one that the same request made before.
-    fn record_grant(
-        &self,
-        call: &Call,
-        key: &KeyRecord,
-        request: &GrantRequest,
-    ) -> Result<GrantId, KmsError> {
-        let _lock = self.store.lock().map_err(|e| call.broken(e))?;
-        let mut list = self.store.grants(key.key_id).map_err(|e| call.broken(e))?;
-        if let Some(known) = list.same_as(request, &call.principal) {
-            return Ok(known.grant_id.clone());
-        }
-        if list.is_full() {
-            return Err(
-                call.fail(KmsErrorKind::InvalidRequest, "the limit of grants on this key has been reached")
-            );
-        }
-        let id = grants::new_id().map_err(|e| call.broken(MaterialError::Random(e)))?;
-        list.grants.push(GrantEntry {
-            grant_id: id.clone(),
-            key_id: call.key.clone(),
-            grantee_principal: request.grantee.clone(),
-            issuing_principal: call.principal.clone(),
-            operations: request.operations.clone(),
-            constraints: GrantConstraints { encryption_context_subset: request.constraint.clone() },
-            name: request.name.clone(),
-            creation_date: now(),
-        });
-        self.store.put_grants(key.key_id, &list).map_err(|e| call.broken(e))?;
-        Ok(id)
     }
 }
 
@@ -286,7 +225,8 @@ fn blob_failure(call: &Call, error: BlobError) -> KmsError {
     }
 }
 
-fn check_context(call: &Call, context: &EncryptionContext) -> Result<(), KmsError> {
+/// Refuses a context that nothing can be bound to.
+pub(super) fn check_context(call: &Call, context: &EncryptionContext) -> Result<(), KmsError> {
     if context.is_empty() {
         return Err(call.fail(KmsErrorKind::InvalidRequest, "an encryption context is needed"));
     }
@@ -299,7 +239,7 @@ fn check_context(call: &Call, context: &EncryptionContext) -> Result<(), KmsErro
 }
 
 /// The context for the log; null when it is too long for one.
-fn context_value(context: &EncryptionContext) -> Value {
+pub(super) fn context_value(context: &EncryptionContext) -> Value {
     let mut canonical = Vec::new();
     context.append_canonical(&mut canonical);
     if canonical.len() > CONTEXT_BYTES_MAX { Value::Null } else { json!(context) }

@@ -34,10 +34,12 @@ impl TestStore {
         self.dir.path().join("kms")
     }
 
+    /// As the owner, on a volume's behalf.
     pub(crate) fn open(&self) -> LocalKms {
-        self.open_as(&owner()).expect("the key store opens")
+        self.open_as(&owner()).expect("the key store opens").via_service()
     }
 
+    /// As somebody, in his own name.
     pub(crate) fn open_as(&self, caller: &Principal) -> Result<LocalKms, KmsError> {
         LocalKms::open(&self.dir(), Scope::default(), caller.clone())
     }
