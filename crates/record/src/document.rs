@@ -1,9 +1,14 @@
 //! A document and its bytes: no files here.
 
+use std::path::{Path, PathBuf};
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+
+use crate::error::RecordError;
+use crate::file::MAX_RECORD_BYTES;
 
 const FORMAT: &str = "Format";
 const VERSION: &str = "Version";
@@ -42,6 +47,19 @@ impl Rejection {
     fn damaged(reason: impl Into<String>) -> Self {
         Self::Damaged { line: 0, column: 0, reason: reason.into() }
     }
+
+    /// As an error about the record of a `T` at `path`, whose generation before is whole at `previous`.
+    pub(crate) fn at<T: Document>(self, path: PathBuf, previous: Option<PathBuf>) -> RecordError {
+        match self {
+            Self::Damaged { line, column, reason } => {
+                RecordError::Damaged { path, line, column, reason, previous }
+            }
+            Self::WrongFormat { found } => RecordError::WrongFormat { path, found, expected: T::FORMAT },
+            Self::UnknownVersion { found } => {
+                RecordError::UnknownVersion { path, found, supported: T::VERSION }
+            }
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -51,6 +69,29 @@ struct Envelope<'a, T> {
     version: u32,
     #[serde(flatten)]
     document: &'a T,
+}
+
+/// The bytes of `document`'s record, for a store that is not a file; `path` is for the error.
+///
+/// # Errors
+/// [`RecordError::Unstorable`] and [`RecordError::TooLarge`].
+pub fn to_bytes<T: Document>(path: &Path, document: &T) -> Result<Vec<u8>, RecordError> {
+    let bytes =
+        encode(document).map_err(|reason| RecordError::Unstorable { path: path.to_owned(), reason })?;
+    match u64::try_from(bytes.len()) {
+        Ok(length) if length <= MAX_RECORD_BYTES => Ok(bytes),
+        _ => Err(RecordError::TooLarge { path: path.to_owned(), limit: MAX_RECORD_BYTES }),
+    }
+}
+
+/// The document in the bytes of a record that came from a store; `path` is for the error. The caller bounds
+/// how many bytes it reads ([`MAX_RECORD_BYTES`](crate::MAX_RECORD_BYTES)).
+///
+/// # Errors
+/// [`RecordError::Damaged`] (with no previous generation), [`RecordError::WrongFormat`] and
+/// [`RecordError::UnknownVersion`].
+pub fn from_bytes<T: Document>(path: &Path, bytes: &[u8]) -> Result<T, RecordError> {
+    decode(bytes).map_err(|rejection| rejection.at::<T>(path.to_owned(), None))
 }
 
 /// The bytes of `document`'s record, or why it cannot be one.

@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::document::{Document, Rejection, decode, encode};
+use crate::document::{Document, Rejection, decode, to_bytes};
 use crate::error::RecordError;
 
 /// The largest record, in bytes: what is larger is refused before it is read.
@@ -111,11 +111,7 @@ impl<T: Document> RecordFile<T> {
         document: &T,
         mut reached: impl FnMut(Step) -> ControlFlow<()>,
     ) -> Result<(), RecordError> {
-        let path = self.path.clone();
-        let bytes = encode(document).map_err(|reason| RecordError::Unstorable { path, reason })?;
-        if u64::try_from(bytes.len()).is_ok_and(|length| length > MAX_RECORD_BYTES) {
-            return Err(RecordError::TooLarge { path: self.path.clone(), limit: MAX_RECORD_BYTES });
-        }
+        let bytes = to_bytes(&self.path, document)?;
         let temporary = self.new_temporary_path();
         type Work<'a> = &'a dyn Fn() -> Result<(), RecordError>;
         let steps: [(Step, Work<'_>); 6] = [
@@ -207,18 +203,10 @@ impl<T: Document> RecordFile<T> {
     }
 
     fn rejected(&self, rejection: Rejection) -> RecordError {
-        let path = self.path.clone();
-        match rejection {
-            Rejection::Damaged { line, column, reason } => {
-                let previous = self.previous_path();
-                let whole = read_limited(&previous).is_ok_and(|bytes| decode::<T>(&bytes).is_ok());
-                RecordError::Damaged { path, line, column, reason, previous: whole.then_some(previous) }
-            }
-            Rejection::WrongFormat { found } => RecordError::WrongFormat { path, found, expected: T::FORMAT },
-            Rejection::UnknownVersion { found } => {
-                RecordError::UnknownVersion { path, found, supported: T::VERSION }
-            }
-        }
+        let previous = self.previous_path();
+        let damaged = matches!(rejection, Rejection::Damaged { .. });
+        let whole = damaged && read_limited(&previous).is_ok_and(|bytes| decode::<T>(&bytes).is_ok());
+        rejection.at::<T>(self.path.clone(), whole.then_some(previous))
     }
 }
 

@@ -22,15 +22,19 @@
 //!
 //! Writers exclude each other with a [`LockFile`]; readers need none.
 //!
-//! Used by `kms`, `volume` and `control`. It knows nothing of what the documents mean.
+//! Also here, because records name each other by them: the [identifiers](ResourceId) of volumes and snapshots.
+//!
+//! Used by `kms`, `volume`, `snapshot` and `control`. It knows nothing of what the documents mean.
 #![forbid(unsafe_code)]
 
 mod document;
 mod error;
 mod file;
+mod id;
 mod lock;
 
-pub use document::{Document, Fields};
+pub use document::{Document, Fields, from_bytes, to_bytes};
 pub use error::RecordError;
 pub use file::{MAX_RECORD_BYTES, RecordFile};
+pub use id::{IdKind, MalformedId, ResourceId, SnapshotId, SnapshotKind, VolumeId, VolumeKind};
 pub use lock::{LockFile, wait_until_free};

@@ -10,7 +10,6 @@ mod cipher;
 mod custody;
 mod data_key_id;
 mod directory;
-mod id;
 pub mod map;
 mod materialize;
 mod meter;
@@ -26,7 +25,6 @@ pub use cipher::{Cipher, NullCipher};
 pub use custody::KeyHold;
 pub use data_key_id::DataKeyId;
 pub use directory::{CreateDataError, VolumeDirectory};
-pub use id::{IdKind, MalformedId, ResourceId, SnapshotId, SnapshotKind, VolumeId, VolumeKind};
 pub use materialize::{MaterializeProgress, Materialized};
 pub use meter::CipherStatistics;
 pub use open::{Access, EncryptedVolume, OpenError, PlainVolume};
@@ -34,6 +32,9 @@ pub use record::{Backing, Encryption, RecoveryKey, VolumeRecord, XtsEncryption};
 pub use seal::{KeyCheck, Seal, SealError};
 pub use size::{SizeError, VolumeSize};
 pub use volume::{Volume, VolumeLane};
+// Identifiers are part of a volume's records; `crate::id` is where the modules here look for them.
+use sealblk_record as id;
+pub use sealblk_record::{IdKind, MalformedId, ResourceId, SnapshotId, SnapshotKind, VolumeId, VolumeKind};
 // The type of an encrypted volume's cipher, for callers that have no other business with the crate.
 pub use sealblk_xts::SectorCipher;
 pub use wrapped::{InvalidWrap, KeyReference, WrappedDataKey};
