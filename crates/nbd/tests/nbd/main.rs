@@ -7,7 +7,10 @@ mod bounds;
 mod certificates;
 mod chunks;
 mod extended;
+mod fuzzing;
 mod gated;
+#[path = "../../../../fuzz/harness/mod.rs"]
+mod harness;
 mod lifecycle;
 mod meta_context;
 mod negotiation;

@@ -1,0 +1,10 @@
+//! Sequences of options that mostly mean something, beside a model.
+
+#![no_main]
+
+// Each target uses one function of it.
+#[allow(dead_code)]
+#[path = "../harness/mod.rs"]
+mod harness;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| harness::sequence(input));
