@@ -15,6 +15,7 @@ pub mod exec;
 pub mod helper;
 mod key_uri;
 pub mod local;
+mod material_id;
 mod passphrase;
 pub mod pkcs11;
 mod providers;
@@ -27,6 +28,7 @@ mod trusted_file;
 pub use context::EncryptionContext;
 pub use error::{KmsError, KmsErrorKind};
 pub use key_uri::{AwsKeyUri, ExecUri, KeyUri, KeyUriError, TransitUri, parse_address};
+pub use material_id::wrapped_under;
 pub use passphrase::{PASSPHRASE_BYTES_MAX, Passphrase, PassphraseError, PassphraseSource, Unlock};
 pub use providers::{
     AppRole, AwsSettings, ExecSettings, Patience, Pkcs11Settings, Providers, TransitLogin, TransitSettings,

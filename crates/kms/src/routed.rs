@@ -150,6 +150,12 @@ impl Kms for RoutedKms {
         })
     }
 
+    fn check_decrypt(&self, request: &DecryptRequest<'_>) -> Result<(), KmsError> {
+        self.call("Decrypt", request.key, |kms, route| {
+            kms.check_decrypt(&DecryptRequest { key: &route.key, ..request.clone() })
+        })
+    }
+
     fn encrypt(
         &self,
         key: &str,

@@ -245,6 +245,12 @@ pub trait Kms {
     /// Unwraps a data key into locked memory.
     fn decrypt(&self, request: &DecryptRequest<'_>) -> Result<DataKey, KmsError>;
 
+    /// Whether [`Self::decrypt`] would unwrap it now: the same call, audited as such, whose result is thrown away where
+    /// it was made.
+    fn check_decrypt(&self, request: &DecryptRequest<'_>) -> Result<(), KmsError> {
+        self.decrypt(request).map(drop)
+    }
+
     /// Wraps a data key that the caller holds in locked memory, for `context` under `key` (id, ARN or alias). Only
     /// helpers call it, to carry a data key from one provider to another.
     fn encrypt(

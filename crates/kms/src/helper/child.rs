@@ -38,6 +38,9 @@ pub fn serve_helper(
     stdout: impl AsFd,
     open: impl Fn(&ProviderConfig, &Unlock) -> Result<Box<dyn Kms>, KmsError>,
 ) -> Result<(), HelperError> {
+    // A helper that hangs in a provider's library does not outlive who asked. Where the kernel has no such signal, it
+    // ends with the provider's own time limit.
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     let request: Request = wire::read(&mut stdin).map_err(HelperError::Request)?;
     let unlock = take_unlock(&request, stdin).map_err(HelperError::Passphrase)?;
     let Request { provider, destination, call, .. } = request;
@@ -79,10 +82,11 @@ fn perform(kms: &dyn Kms, call: Call) -> Result<(Answer, Option<DataKey>), KmsEr
         Call::GenerateDataKeyWithoutPlaintext { key, context } => {
             Answer::WrappedKey(kms.generate_data_key_without_plaintext(&key, &context)?)
         }
-        Call::Decrypt { wrapped, key, context, grant } => {
+        Call::Decrypt { wrapped, key, context, grant, discard } => {
             let grant = grant.as_ref().map(|(id, grantee)| (id, grantee));
             let request = DecryptRequest { wrapped: &wrapped, key: &key, context: &context, grant };
-            return Ok((Answer::DataKey, Some(kms.decrypt(&request)?)));
+            let data_key = kms.decrypt(&request)?;
+            return Ok(if discard { (Answer::Decryptable, None) } else { (Answer::DataKey, Some(data_key)) });
         }
         Call::ReEncrypt { wrapped, from_key, from_context, to_key, to_context } => {
             Answer::WrappedKey(kms.re_encrypt(&ReEncryptRequest {

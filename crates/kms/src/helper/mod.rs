@@ -77,16 +77,14 @@ impl Kms for HelperKms {
     }
 
     fn decrypt(&self, request: &DecryptRequest<'_>) -> Result<DataKey, KmsError> {
-        let call = Call::Decrypt {
-            wrapped: request.wrapped.clone(),
-            key: request.key.to_owned(),
-            context: request.context.clone(),
-            grant: request.grant.map(|(id, grantee)| (id.clone(), grantee.clone())),
-        };
-        self.converse(call, |exchange, answer| match answer {
+        self.converse(decrypt_call(request, false), |exchange, answer| match answer {
             Answer::DataKey => read_key(exchange),
             _ => Err(Fault::OtherAnswer),
         })
+    }
+
+    fn check_decrypt(&self, request: &DecryptRequest<'_>) -> Result<(), KmsError> {
+        self.ask(decrypt_call(request, true), |answer| matches!(answer, Answer::Decryptable).then_some(()))
     }
 
     fn encrypt(
@@ -203,6 +201,16 @@ impl HelperKms {
             request_id: "none".to_owned(),
             source: std::error::Error::source(fault).map(|cause| std::io::Error::other(cause.to_string())),
         }
+    }
+}
+
+fn decrypt_call(request: &DecryptRequest<'_>, discard: bool) -> Call {
+    Call::Decrypt {
+        wrapped: request.wrapped.clone(),
+        key: request.key.to_owned(),
+        context: request.context.clone(),
+        grant: request.grant.map(|(id, grantee)| (id.clone(), grantee.clone())),
+        discard,
     }
 }
 

@@ -95,6 +95,9 @@ pub(super) enum Call {
         key: String,
         context: EncryptionContext,
         grant: Option<(GrantId, Principal)>,
+        /// Whether only the outcome is wanted: the data key dies with the helper.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        discard: bool,
     },
     ReEncrypt {
         #[serde(with = "base64_bytes")]
@@ -147,6 +150,8 @@ pub(super) enum Answer {
     WrappedKey(#[serde(with = "base64_bytes")] WrappedKey),
     /// 64 bytes follow the document.
     DataKey,
+    /// The data key was unwrapped and thrown away.
+    Decryptable,
     Grant(Grant),
     Retired,
 }

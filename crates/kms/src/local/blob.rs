@@ -105,6 +105,12 @@ pub(super) fn parse(wrapped: &WrappedKey) -> Option<Blob<'_>> {
     (prefix == PREFIX).then_some(Blob { header, ciphertext, tag })
 }
 
+/// The material id that a wrapped key of this store names, as DescribeKey writes it; not authenticated.
+pub(crate) fn material_of(wrapped: &[u8]) -> Option<String> {
+    let wrapped = WrappedKey(wrapped.to_vec());
+    parse(&wrapped).map(|blob| super::hex::encode(&blob.header.material_id))
+}
+
 /// Wraps `data_key` for `context` under the backing key that `header` names.
 pub(super) fn seal(
     header: &Header,

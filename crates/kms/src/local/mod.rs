@@ -45,6 +45,7 @@ use serde_json::Value;
 
 pub use self::aliases::AliasEntry;
 pub use self::audit::{AuditFinding, AuditPlace, AuditRecords, AuditReport};
+pub(crate) use self::blob::material_of;
 use self::call::Call;
 pub use self::destroy::ScheduledDeletion;
 pub use self::granting::{IssuedGrant, NewGrant};
