@@ -156,6 +156,7 @@ fn a_volumes_document_has_the_names_of_ec2() {
         "CreateTime",
         "Discard",
         "Encrypted",
+        "KeyMaterialId",
         "KmsKeyId",
         "Size",
         "SizeBytes",
@@ -403,7 +404,7 @@ fn r19_attach_with_a_disabled_key_names_operation_key_and_state() {
     let cli = Cli::new();
     let key = cli.ok(&["key", "create"]);
     let volume = cli.ok(&["volume", "create", "--size", "1MiB", "--encrypted", "--kms-key-id", &key]);
-    cli.ok(&["key", "disable", &key]);
+    cli.ok(&["key", "disable", &key, "--force"]);
     let (code, name, message) = cli.error(&["volume", "attach", &volume]);
     assert_eq!((code, name.as_str()), (5, "CustomerKeyHasBeenRevoked"));
     for part in [&volume, &key, "CreateGrant", "is disabled"] {

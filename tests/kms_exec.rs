@@ -129,7 +129,7 @@ fn a_volume_is_unlocked_by_the_first_of_its_keys_that_can_be_used() {
     attachment.client().write(0, &noise(1, 5000)).expect("a write");
     assert!(!attachment.log().contains("recovery"), "{}", attachment.log());
     attachment.terminate();
-    pool.run(&["key", "disable", &local]).ok();
+    pool.run(&["key", "disable", &local, "--force"]).ok();
     let attachment = pool.attach(&volume, &[]);
     assert!(attachment.client().read(0, 5000).expect("a read") == noise(1, 5000));
     let log = attachment.log();

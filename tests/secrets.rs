@@ -196,7 +196,7 @@ fn r19_disabling_the_key_stops_attaches_and_not_what_is_attached() {
     let mut client = attachment.client();
     client.write(0, &noise(1, 5000)).expect("a write");
 
-    pool.run(&["key", "disable", &key]).ok();
+    pool.run(&["key", "disable", &key, "--force"]).ok();
     client.write(9000, &noise(2, 5000)).expect("a write goes on");
     assert!(client.read(0, 5000).expect("a read goes on") == noise(1, 5000));
     client.flush().expect("a flush goes on");
@@ -214,7 +214,7 @@ fn r19_disabling_the_key_stops_attaches_and_not_what_is_attached() {
     assert!(client.read(9000, 5000).expect("a read") == noise(2, 5000));
 
     // A server that is killed while the key is disabled must not come back.
-    pool.run(&["key", "disable", &key]).ok();
+    pool.run(&["key", "disable", &key, "--force"]).ok();
     attachment.kill();
     pool.run(&["volume", "attach", &volume]).refused(exit::DENIED);
     pool.run(&["key", "enable", &key]).ok();

@@ -202,6 +202,15 @@ Examples:
   sealblk volume stats vol-0123456789abcdef0 --watch --interval 5
   sealblk volume stats vol-0123456789abcdef0 --output json | jq '{ReadOps, ReadLatency, CipherShare}'")]
     Stats(StatsArgs),
+    /// Wrap a volume's data key anew, under another key or newer material: at once, no data is touched, attached or not
+    #[command(after_help = "\
+Examples:
+  sealblk volume rewrap vol-0123456789abcdef0
+  sealblk volume rewrap vol-0123456789abcdef0 --kms-key-id alias/2027
+  sealblk volume rewrap --all --kms-key-id alias/2027
+
+The data key stays the same: whoever has it, or a wrapped copy and the old key, can still read the data.")]
+    Rewrap(RewrapArgs),
     /// Delete a volume and its data for ever; a file, device or export given with --backing is left as it is
     #[command(after_help = "\
 Examples:
@@ -285,9 +294,46 @@ pub(crate) struct AttachArgs {
     #[arg(long, value_name = "ADDR")]
     pub(crate) metrics: Option<MetricsAddress>,
     #[command(flatten)]
+    pub(crate) key_loss: KeyLossArgs,
+    #[command(flatten)]
     pub(crate) endpoints: EndpointArgs,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
+}
+
+/// What happens while the volume is attached and its key can no longer be used.
+#[derive(Args)]
+pub(crate) struct KeyLossArgs {
+    /// When the key is disabled, denied or gone while the volume is attached
+    #[arg(long, value_enum, default_value_t = KeyLoss::Ignore, value_name = "WHAT")]
+    pub(crate) on_key_loss: KeyLoss,
+    /// How often to ask the key service, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = parse_check_interval)]
+    pub(crate) key_check_interval: Duration,
+}
+
+/// What an attachment does without its key.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KeyLoss {
+    /// Go on, as EBS does: the key is in memory, and the next attach will fail
+    Ignore,
+    /// Wipe the key and hold all requests until it can be used again
+    Freeze,
+    /// Wipe the key and fail all requests until the volume is detached
+    Fail,
+}
+
+#[derive(Args)]
+pub(crate) struct RewrapArgs {
+    /// The volume's id
+    #[arg(value_name = "VOL", required_unless_present = "all", conflicts_with = "all")]
+    pub(crate) volume: Option<String>,
+    /// Every encrypted volume; one that fails does not keep the others from it
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// The key to move to: id, ARN or alias [default: the keys that the volume has, with their newest material]
+    #[arg(long, value_name = "KEY")]
+    pub(crate) kms_key_id: Option<String>,
 }
 
 #[derive(Args)]
@@ -429,6 +475,11 @@ fn parse_bench_size(text: &str) -> Result<u64, String> {
     let bytes = parse_size(text)?;
     let whole = bytes.is_multiple_of(1 << 20) && (1 << 20..=64 << 40).contains(&bytes);
     if whole { Ok(bytes) } else { Err("a multiple of 1 MiB, up to 64 TiB".to_owned()) }
+}
+
+fn parse_check_interval(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|seconds| (1..=86_400).contains(seconds));
+    seconds.map(Duration::from_secs).ok_or_else(|| "a whole number of seconds, 1 to 86400".to_owned())
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {

@@ -3,15 +3,19 @@
 use std::io;
 
 use sealblk_block::Caching;
-use sealblk_control::{AttachVolume, ControlError, KeyUse, MetricsAddress, Pool};
+use sealblk_control::{
+    AttachVolume, ControlError, KeyEvent, KeyEvents, KeyLossPolicy, KeyUse, MetricsAddress, OnKeyLoss, Pool,
+    PoolDirectory, VolumeId,
+};
 use sealblk_keymem::harden_process;
 use sealblk_nbd::{ConnectionEvent, Events, Peer, Refusal};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::args::AttachArgs;
+use crate::args::{AttachArgs, KeyLoss};
 use crate::endpoint_args::allow_many_files;
 use crate::exit::Failure;
 
+use crate::kms;
 use crate::output::{Output, chain};
 use crate::place::Place;
 use crate::volume::id;
@@ -32,6 +36,7 @@ pub(crate) fn run(pool: &Pool, place: &Place, args: &AttachArgs, output: &Output
             other => other.clone(),
         },
         limits: args.limits.limits(),
+        key_loss: policy(args),
     };
     // Fewer files than clients is the machine's decision: the others wait to be accepted.
     let _ = allow_many_files();
@@ -41,7 +46,7 @@ pub(crate) fn run(pool: &Pool, place: &Place, args: &AttachArgs, output: &Output
     let io = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     // From here on a signal ends the attachment in order, however far it has come.
     let mut signals = io.block_on(async { Signals::catch() }).map_err(failed)?;
-    let attachment = pool.attach_volume(&place.runtime, &request)?;
+    let mut attachment = pool.attach_volume(&place.runtime, &request)?;
     // The key is unwrapped: whatever opened the key store is not kept while the volume is served.
     place.source.forget();
     if args.endpoints.admits_anybody() {
@@ -53,6 +58,7 @@ pub(crate) fn run(pool: &Pool, place: &Place, args: &AttachArgs, output: &Output
     if let Some(url) = attachment.metrics_url() {
         output.note(&format!("{}: metrics at {url}", request.volume));
     }
+    attachment.on_key_events(tell_of_key(request.volume, *output));
     announce(&request, attachment.uris(), args.endpoints.stdio, output)?;
     let mut notes = Notes { output };
     let shutdown = async {
@@ -73,6 +79,59 @@ fn tell_of_recovery(request: &AttachVolume, key_use: &KeyUse, output: &Output) {
     if !key_use.passed_over.is_empty() {
         output.note(&format!("warning: {}: unlocked by the recovery key {}", request.volume, key_use.key));
     }
+}
+
+fn policy(args: &AttachArgs) -> KeyLossPolicy {
+    let on_key_loss = match args.key_loss.on_key_loss {
+        KeyLoss::Ignore => OnKeyLoss::Ignore,
+        KeyLoss::Freeze => OnKeyLoss::Freeze,
+        KeyLoss::Fail => OnKeyLoss::Fail,
+    };
+    KeyLossPolicy { on_key_loss, check_interval: args.key_loss.key_check_interval }
+}
+
+/// Refuses to watch a key that only a person can open: the passphrase is not kept while the volume is served.
+pub(crate) fn refuse_unattended(
+    pool: &Pool,
+    directory: &PoolDirectory,
+    args: &AttachArgs,
+) -> Result<(), Failure> {
+    if args.key_loss.on_key_loss == KeyLoss::Ignore || !kms::asks_for_a_passphrase(directory) {
+        return Ok(());
+    }
+    let key = pool.describe_volume(id(&args.volume)?)?.kms_key_id;
+    // A key of the embedded store has no prefix of a provider's.
+    if key.is_some_and(|key| key.as_str().starts_with("arn:")) {
+        return Err(Failure::usage(
+            "--on-key-loss freeze and fail ask for the key again and again, and the key store's passphrase is not \
+             kept while a volume is served: protect the root key by a file or a credential (sealblk key root-protection)",
+        ));
+    }
+    Ok(())
+}
+
+/// Says on stderr what happens to the key.
+fn tell_of_key(volume: VolumeId, output: Output) -> KeyEvents {
+    Box::new(move |event| {
+        let text = match event {
+            KeyEvent::Lost(OnKeyLoss::Ignore, error) => format!("the key cannot be used: {}", chain(error)),
+            KeyEvent::Lost(OnKeyLoss::Freeze, error) => {
+                format!("the key is lost: wiped, and requests wait until it is back: {}", chain(error))
+            }
+            KeyEvent::Lost(OnKeyLoss::Fail, error) => {
+                format!(
+                    "the key is lost: wiped, and requests fail until the volume is detached: {}",
+                    chain(error)
+                )
+            }
+            KeyEvent::Restored => "the key is back: requests go on".to_owned(),
+            KeyEvent::Unknown(error) => {
+                format!("warning: nobody says whether the key may be used, nothing changes: {}", chain(error))
+            }
+            KeyEvent::Known => "the key service answers again: the key may be used".to_owned(),
+        };
+        output.note(&format!("{volume}: {text}"));
+    })
 }
 
 /// Says that clients may come: to whoever reads stdout, unless that is the client itself, and to the service

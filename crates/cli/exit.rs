@@ -20,6 +20,17 @@ pub(crate) enum Failure {
     /// An operation on the pool failed.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// Of several things some were not done; each was told.
+    #[error("{failed} of {of} failed")]
+    NotAll {
+        /// How many.
+        failed: usize,
+        /// Of how many.
+        of: usize,
+        /// The one with the highest exit code.
+        #[source]
+        worst: Box<Failure>,
+    },
     /// The parent of a key helper is gone, or sent no request.
     #[error(transparent)]
     Helper(#[from] HelperError),
@@ -81,6 +92,7 @@ impl Failure {
     fn code(&self) -> &'static str {
         match self {
             Self::Control(error) => error.code(),
+            Self::NotAll { worst, .. } => worst.code(),
             Self::Usage(_) => "InvalidParameterValue",
             Self::Passphrase(_) => "AccessDeniedException",
             Self::AuditFindings { .. } => "AuditLogNotIntact",
@@ -90,8 +102,9 @@ impl Failure {
     }
 
     /// docs/CLI.md, "Exit codes". Scripts depend on these numbers.
-    fn exit_code(&self) -> u8 {
+    pub(crate) fn exit_code(&self) -> u8 {
         match self {
+            Self::NotAll { worst, .. } => worst.exit_code(),
             Self::File { .. } | Self::Output(_) | Self::Helper(_) | Self::Bench(_) => 1,
             Self::Usage(_) => 2,
             Self::Passphrase(_) => 5,

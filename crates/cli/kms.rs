@@ -59,11 +59,16 @@ fn open_store(pool: &PoolDirectory) -> Result<LocalKms, Failure> {
     Ok(LocalKms::open(&pool.key_store(), scope(pool), caller())?)
 }
 
+/// Whether the embedded store's root key takes a person to open.
+pub(crate) fn asks_for_a_passphrase(pool: &PoolDirectory) -> bool {
+    let protection = open_store(pool).and_then(|store| Ok(store.root_key_protection()?));
+    matches!(protection, Ok(Some(RootKeyProtection::Passphrase(_))))
+}
+
 /// What opens the root key. A passphrase is asked for only if there is one to be known, and not before it is needed.
 fn unlock(pool: &PoolDirectory, place: &Place) -> Result<Unlock, Failure> {
     // Of a store that does not open the calls themselves tell; what needs no key goes on without.
-    let protection = open_store(pool).and_then(|store| Ok(store.root_key_protection()?));
-    let asks = matches!(protection, Ok(Some(RootKeyProtection::Passphrase(_))));
+    let asks = asks_for_a_passphrase(pool);
     if asks {
         // Before there is a passphrase in this process.
         harden_process().map_err(ControlError::from)?;

@@ -20,6 +20,7 @@ mod passphrase;
 mod place;
 mod progress;
 mod providers;
+mod rewrap;
 mod settings;
 mod size;
 mod stats;

@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::args::OutputMode;
 
 /// Where results, notes and progress go, and in what form.
+#[derive(Clone, Copy)]
 pub(crate) struct Output {
     mode: OutputMode,
     quiet: bool,

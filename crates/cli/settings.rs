@@ -1,5 +1,7 @@
 //! `sealblk settings …`: the account's defaults, and what can be typed after it.
 
+use std::sync::Arc;
+
 use clap::Subcommand;
 use sealblk_control::{Pool, PoolDirectory, Settings};
 use serde_json::json;
@@ -77,7 +79,7 @@ pub(crate) fn run(command: SettingsCommand, place: &Place, output: &Output) -> R
                 DefaultKeyCommand::Get => directory.settings()?,
                 DefaultKeyCommand::Modify { key } => {
                     let kms = kms::for_volumes(&directory, place)?;
-                    Pool::new(directory, Box::new(kms)).modify_default_kms_key(&key)?
+                    Pool::new(directory, Arc::new(kms)).modify_default_kms_key(&key)?
                 }
                 DefaultKeyCommand::Reset => directory.reset_default_kms_key()?,
             };

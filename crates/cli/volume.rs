@@ -1,5 +1,6 @@
 //! `sealblk volume …`, all but the serving itself.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sealblk_control::{
@@ -16,6 +17,7 @@ use crate::kms;
 use crate::output::{Output, fields, table};
 use crate::place::Place;
 use crate::progress::Progress;
+use crate::rewrap;
 use crate::size::show_bytes;
 use crate::stats;
 
@@ -24,11 +26,16 @@ pub(crate) fn run(command: VolumeCommand, place: &Place, output: &Output) -> Res
     let directory = PoolDirectory::open_or_create(&place.pool)?;
     let pool = || -> Result<Pool, Failure> {
         let kms = kms::for_volumes(&directory, place)?;
-        Ok(Pool::new(directory.clone(), Box::new(kms)))
+        Ok(Pool::new(directory.clone(), Arc::new(kms)))
     };
     match command {
         VolumeCommand::Create(args) => create(&pool()?, args, output),
-        VolumeCommand::Attach(args) => attach::run(&pool()?, place, &args, output),
+        VolumeCommand::Attach(args) => {
+            let pool = pool()?;
+            attach::refuse_unattended(&pool, &directory, &args)?;
+            attach::run(&pool, place, &args, output)
+        }
+        VolumeCommand::Rewrap(args) => rewrap::run(&pool()?, &args, output),
         VolumeCommand::Detach { volume, timeout } => detach(&pool()?, id(&volume)?, timeout, output),
         VolumeCommand::List => list(&pool()?, output),
         VolumeCommand::Describe { volume } => {
@@ -154,6 +161,7 @@ fn describe(volume: &VolumeDescription) -> String {
         ("Encrypted", yes(volume.encrypted)),
     ];
     pairs.extend(volume.kms_key_id.as_ref().map(|key| ("KmsKeyId", key.to_string())));
+    pairs.extend(volume.key_material_id.clone().map(|material| ("KeyMaterialId", material)));
     pairs.extend(volume.recovery_keys.iter().map(|key| ("RecoveryKey", key.kms_key_id.to_string())));
     pairs.push(("CreateTime", seconds(volume.create_time)));
     pairs.push(("Discard", yes(volume.discard)));

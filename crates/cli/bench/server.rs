@@ -4,13 +4,14 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
 use sealblk_block::Caching;
 use sealblk_control::{
-    AttachVolume, Attachment, ControlError, CreateVolume, Endpoints, Pool, PoolDirectory, RuntimeDir,
-    UnixEndpoint,
+    AttachVolume, Attachment, ControlError, CreateVolume, Endpoints, KeyLossPolicy, Pool, PoolDirectory,
+    RuntimeDir, UnixEndpoint,
 };
 use sealblk_nbd::Limits;
 use tokio::sync::watch;
@@ -48,7 +49,7 @@ impl Volumes<'_> {
         let mut signals = io.block_on(async { Signals::catch() }).map_err(failed)?;
         let directory = PoolDirectory::open_or_create(&self.directory.join("pool"))?;
         let keys = kms::for_key_file(&directory)?;
-        let pool = Pool::new(directory, Box::new(keys));
+        let pool = Pool::new(directory, Arc::new(keys));
         let encrypted = self.attach(&pool, true)?;
         let plain = self.attach(&pool, false)?;
         // Nobody waits for it any more if this measurement has come to an end already.
@@ -99,6 +100,7 @@ impl Volumes<'_> {
                 caching: Some(if self.direct { Caching::Direct } else { Caching::Buffered }),
                 limits: Limits { max_connections: 4, ..Limits::default() },
                 metrics: None,
+                key_loss: KeyLossPolicy::default(),
             },
         )?;
         // The open file is all that is needed. Without a name it is gone with this process, even a killed one.

@@ -59,9 +59,22 @@ Examples:
     /// Make a key unusable: volumes under it can no longer be attached; those that are attached go on
     #[command(after_help = "\
 Examples:
-  sealblk key disable 1234abcd-12ab-34cd-56ef-1234567890ab")]
+  sealblk key disable 1234abcd-12ab-34cd-56ef-1234567890ab
+  sealblk key disable 1234abcd-12ab-34cd-56ef-1234567890ab --force")]
     Disable {
         /// Id or ARN
+        key: String,
+        /// Although volumes depend on it (see: sealblk key users)
+        #[arg(long)]
+        force: bool,
+    },
+    /// List what depends on a key, attached or not; also for a key that is gone, and for keys of other services
+    #[command(after_help = "\
+Examples:
+  sealblk key users alias/backup
+  sealblk key users transit:https://vault.example:8200/transit/keys/ebs --output json | jq -r '.Volumes[].VolumeId'")]
+    Users {
+        /// Id, ARN, alias, or the URI of a key of another service
         key: String,
     },
     /// Give a key new material for new data keys, now; what is there stays readable and as it is
@@ -119,6 +132,9 @@ Examples:
         /// The waiting period, 7 to 30 days
         #[arg(long, value_name = "DAYS", default_value = "30")]
         pending_window_in_days: u32,
+        /// Although volumes depend on it (see: sealblk key users)
+        #[arg(long)]
+        force: bool,
     },
     /// Keep a key that is waiting for its deletion; it is disabled then
     #[command(after_help = "\

@@ -2,6 +2,7 @@
 
 mod access;
 mod args;
+mod users;
 
 use sealblk_control::PoolDirectory;
 use sealblk_kms::local::{LocalKms, NewKey, RotationEntry};
@@ -18,7 +19,8 @@ use crate::place::Place;
 
 /// Does what `sealblk key` was asked for.
 pub(crate) fn run(command: KeyCommand, place: &Place, output: &Output) -> Result<(), Failure> {
-    let store = kms::store(&PoolDirectory::open_or_create(&place.pool)?, place)?;
+    let directory = PoolDirectory::open_or_create(&place.pool)?;
+    let store = kms::store(&directory, place)?;
     match command {
         KeyCommand::Create(args) => create(&store, args, output)?,
         KeyCommand::List => {
@@ -37,11 +39,18 @@ pub(crate) fn run(command: KeyCommand, place: &Place, output: &Output) -> Result
             store.enable_key(&key)?;
             done(&store.describe_key(&key)?, output)?;
         }
-        KeyCommand::Disable { key } => {
+        KeyCommand::Disable { key, force } => {
+            if !force {
+                users::refuse_in_use(&directory, place, &key)?;
+            }
             store.disable_key(&key)?;
             done(&store.describe_key(&key)?, output)?;
         }
-        KeyCommand::ScheduleDeletion { key, pending_window_in_days } => {
+        KeyCommand::Users { key } => users::list(&directory, place, &key, output)?,
+        KeyCommand::ScheduleDeletion { key, pending_window_in_days, force } => {
+            if !force {
+                users::refuse_in_use(&directory, place, &key)?;
+            }
             let scheduled = store.schedule_key_deletion(&key, Some(pending_window_in_days))?;
             let state = || Ok::<_, Failure>(store.describe_key(&key)?.state_in_words());
             let state = state()?;

@@ -11,13 +11,14 @@ use sealblk_nbd::{Events, ExportInfo, Limits, Listener, ServeReport, Server, Sta
 use sealblk_volume::VolumeId;
 use tokio::sync::watch;
 
-use crate::attachment::{Announcement, AttachmentRecord, AttachmentState};
+use crate::attachment::{Announcement, AttachmentRecord, AttachmentState, GrantRecord};
 use crate::conversation::{Answer, ControlSocket};
 use crate::endpoints::{BoundEndpoints, Endpoints, UnixEndpoint};
 use crate::error::ControlError;
 use crate::grant::{HeldGrant, KeyUse};
 use crate::hold::HeldVolume;
 use crate::keep::Keeping;
+use crate::key_watch::{KeyEvent, KeyEvents, KeyLossPolicy, KeyWatch, WatchedKey};
 use crate::metrics::{MetricsAddress, MetricsServer};
 use crate::open::{OpenHow, OpenVolume};
 use crate::pool::Pool;
@@ -39,6 +40,8 @@ pub struct AttachVolume {
     pub limits: Limits,
     /// Where metrics are served, if anywhere.
     pub metrics: Option<MetricsAddress>,
+    /// What happens when the key can no longer be used; of an unencrypted volume nothing.
+    pub key_loss: KeyLossPolicy,
 }
 
 /// A volume that is ready to be served. Dropped instead, it is detached again: sockets and announcement go, round
@@ -51,7 +54,10 @@ pub struct Attachment<'p> {
     limits: Limits,
     volume: OpenVolume<'p>,
     announcement: Announcement,
-    _held: HeldVolume,
+    held: HeldVolume,
+    pool: &'p Pool,
+    key_loss: KeyLossPolicy,
+    key_events: KeyEvents,
 }
 
 impl Pool {
@@ -97,7 +103,20 @@ impl Pool {
             holder.uris = endpoints.uris().to_vec();
         })?;
         let limits = request.limits.clone();
-        Ok(Attachment { id, endpoints, control, metrics, limits, volume, announcement, _held: held })
+        let (pool, key_loss, key_events) = (self, request.key_loss, Box::new(|_: &KeyEvent| {}) as KeyEvents);
+        Ok(Attachment {
+            id,
+            endpoints,
+            control,
+            metrics,
+            limits,
+            volume,
+            announcement,
+            held,
+            pool,
+            key_loss,
+            key_events,
+        })
     }
 }
 
@@ -112,8 +131,13 @@ impl Attachment<'_> {
     pub fn key_use(&self) -> Option<&KeyUse> {
         match &self.volume {
             OpenVolume::Plain(_) => None,
-            OpenVolume::Encrypted(_, grant) => Some(&grant.key_use),
+            OpenVolume::Encrypted(_, grant, _) => Some(&grant.key_use),
         }
+    }
+
+    /// Who is to hear what happens to the key while it serves; otherwise nobody does.
+    pub fn on_key_events(&mut self, events: KeyEvents) {
+        self.key_events = events;
     }
 
     /// Where metrics are served: a URL, or `unix:` and a path.
@@ -127,12 +151,13 @@ impl Attachment<'_> {
     /// Runs on a current-thread runtime with I/O and time, inside a local task set. `events` hears of
     /// connections. An error tells what of the end did not work; the key is wiped whatever happens.
     pub async fn serve(
-        self,
+        mut self,
         events: &mut impl Events,
         shutdown: impl Future<Output = ()>,
     ) -> Result<ServeReport, ControlError> {
+        let watch = self.watch_key()?;
         let Self { id, endpoints, mut control, mut metrics, .. } = self;
-        let Self { limits, volume, mut announcement, _held, .. } = self;
+        let Self { limits, volume, mut announcement, held: _held, pool, .. } = self;
         let statistics = Arc::<Statistics>::default();
         let source = StatisticsSource::new(id, Arc::clone(&statistics), volume.cipher_statistics());
         if let Some(metrics) = &mut metrics {
@@ -152,6 +177,8 @@ impl Attachment<'_> {
                     std::future::pending::<()>().await;
                 }
             }
+            // Whoever waits for the key would keep the volume from ending.
+            watch.iter().for_each(KeyWatch::conclude);
         };
         let (listeners, socket) =
             endpoints.on_this_runtime().map_err(|source| ControlError::Serve { id, source })?;
@@ -159,7 +186,7 @@ impl Attachment<'_> {
         let keeping = Keeping::start(id, volume.stored().clone())?;
         let (report, grant) = match volume {
             OpenVolume::Plain(volume) => (front.serve(volume, events, over).await, None),
-            OpenVolume::Encrypted(volume, grant) => (front.serve(volume, events, over).await, Some(grant)),
+            OpenVolume::Encrypted(volume, grant, _) => (front.serve(volume, events, over).await, Some(grant)),
         };
         // The volume, and with it every key, is gone from here on.
         drop((socket, metrics));
@@ -170,7 +197,8 @@ impl Attachment<'_> {
                 Err(error)
             }
         };
-        let ended = end(grant, &mut announcement);
+        let later = watch.map_or_else(Vec::new, KeyWatch::into_grants);
+        let ended = end(pool, grant, &later, &mut announcement);
         let outcome = match (report, ended) {
             (Ok(report), Ok(())) => announcement.withdraw().map(|()| report),
             (Err(error), _) | (_, Err(error)) => Err(error),
@@ -180,6 +208,23 @@ impl Attachment<'_> {
             Err(error) => Answer::Error(error.with_causes()),
         });
         outcome
+    }
+}
+
+impl Attachment<'_> {
+    /// Begins to watch the key, if that was asked for and there is one.
+    fn watch_key(&mut self) -> Result<Option<KeyWatch>, ControlError> {
+        let OpenVolume::Encrypted(_, grant, hold) = &self.volume else { return Ok(None) };
+        let events = std::mem::replace(&mut self.key_events, Box::new(|_| {}));
+        let key = WatchedKey {
+            id: self.id,
+            directory: self.held.directory.clone(),
+            kms: Arc::clone(&self.pool.kms),
+            key: grant.key_use.key.clone(),
+            grant: grant.record().cloned(),
+            hold: hold.clone(),
+        };
+        KeyWatch::start(key, self.key_loss, events)
     }
 }
 
@@ -220,12 +265,19 @@ impl Front {
 }
 
 /// Retires the grant. If that fails, the announcement stays, so that the next holder tries again.
-fn end(grant: Option<HeldGrant<'_>>, announcement: &mut Announcement) -> Result<(), ControlError> {
+fn end(
+    pool: &Pool,
+    grant: Option<HeldGrant<'_>>,
+    later: &[GrantRecord],
+    announcement: &mut Announcement,
+) -> Result<(), ControlError> {
+    // Those of keys that the volume was moved to are given again to the next attachment, if they stay.
+    let also = later.iter().try_for_each(|grant| pool.retire(grant));
     let retired = grant.map_or(Ok(()), HeldGrant::retire);
     if retired.is_err() {
         announcement.keep_for_successor();
     }
-    retired
+    retired.and(also)
 }
 
 #[cfg(test)]

@@ -174,7 +174,7 @@ impl Pool {
     }
 }
 
-fn storable(wrapped: WrappedKey) -> Result<WrappedDataKey, ControlError> {
+pub(crate) fn storable(wrapped: WrappedKey) -> Result<WrappedDataKey, ControlError> {
     WrappedDataKey::from_bytes(wrapped.0)
         .map_err(|_| ControlError::KeyAnswer { reason: "a wrapped key has 1 to 6144 bytes" })
 }

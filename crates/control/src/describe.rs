@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use sealblk_kms::GrantId;
+use sealblk_kms::{GrantId, wrapped_under};
 use sealblk_record::wait_until_free;
 use sealblk_volume::{
     Backing, Encryption, KeyReference, RecoveryKey, SnapshotId, VolumeDirectory, VolumeId, VolumeRecord,
@@ -58,6 +58,9 @@ pub struct VolumeDescription {
     /// The ARN of the key it is encrypted under.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kms_key_id: Option<KeyReference>,
+    /// The key's material that wraps it, where a wrapped key tells (`CurrentKeyMaterialId` of when it was wrapped).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_material_id: Option<String>,
     /// Its data key, wrapped under that key; base64.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wrapped_key: Option<WrappedDataKey>,
@@ -116,7 +119,7 @@ pub struct DamagedVolume {
 #[serde(untagged)]
 pub enum ListedVolume {
     /// A volume.
-    Whole(VolumeDescription),
+    Whole(Box<VolumeDescription>),
     /// What is left of one.
     Damaged(DamagedVolume),
 }
@@ -133,7 +136,7 @@ impl Pool {
         let mut listed = Vec::new();
         for id in self.volume_ids()? {
             match self.describe_volume(id) {
-                Ok(volume) => listed.push(ListedVolume::Whole(volume)),
+                Ok(volume) => listed.push(ListedVolume::Whole(Box::new(volume))),
                 // Deleted between the listing and the look at it.
                 Err(ControlError::VolumeNotFound { .. }) => {}
                 Err(error) => listed.push(ListedVolume::Damaged(DamagedVolume {
@@ -168,6 +171,7 @@ fn describe(directory: &VolumeDirectory, record: &VolumeRecord) -> Result<Volume
         allocated_bytes: directory.allocated_bytes(&record.backing).ok().flatten(),
         encrypted: kms_key_id.is_some(),
         kms_key_id,
+        key_material_id: wrapped_key.as_ref().and_then(|wrapped| wrapped_under(wrapped.as_bytes())),
         wrapped_key,
         recovery_keys,
         snapshot_id: record.snapshot_id,

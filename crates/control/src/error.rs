@@ -18,6 +18,7 @@ use sealblk_volume::map::MapError;
 use sealblk_volume::{MalformedId, OpenError, SealError, SizeError, VolumeId};
 
 use crate::backing::BackingError;
+use crate::key_users::KeyUsers;
 use crate::outcome::OutcomeError;
 use crate::runtime::SocketError;
 
@@ -73,6 +74,12 @@ pub enum ControlError {
     /// Somebody attaches it, deletes it or works on it.
     #[error("the volume {id} is in use{}", by(*pid))]
     VolumeInUse { id: VolumeId, pid: Option<u32> },
+    /// There is no data key to wrap anew.
+    #[error("the volume {id} is not encrypted")]
+    NotEncrypted { id: VolumeId },
+    /// Disabling or destroying a key that volumes depend on, without saying that this is meant.
+    #[error("the key {} is in use: {} depend on it (sealblk key users); --force does it all the same", users.kms_key_id, volumes(users))]
+    KeyInUse { users: Box<KeyUsers> },
     /// Nobody serves it.
     #[error("the volume {id} is not attached")]
     NotAttached { id: VolumeId },
@@ -159,6 +166,17 @@ impl From<KmsError> for ControlError {
     }
 }
 
+/// The volumes by name, as far as a line takes them.
+fn volumes(users: &KeyUsers) -> String {
+    const NAMED: usize = 5;
+    let ids = users.volumes.iter().map(|user| user.volume_id).chain(users.unreadable_volumes.iter().copied());
+    let names: Vec<String> = ids.take(NAMED).map(|id| id.to_string()).collect();
+    match users.count().saturating_sub(NAMED) {
+        0 => names.join(", "),
+        more => format!("{} and {more} more", names.join(", ")),
+    }
+}
+
 fn by(pid: Option<u32>) -> String {
     pid.map(|pid| format!(" by process {pid}")).unwrap_or_default()
 }
@@ -206,7 +224,10 @@ impl ControlError {
             Self::VolumeNotFound { .. } => ("InvalidVolume.NotFound", NotFound),
             Self::VolumeInUse { .. } => ("VolumeInUse", State),
             Self::PoolExists { .. } => ("IncorrectState", State),
-            Self::NotAttached { .. } | Self::StillInUse { .. } => ("IncorrectState", State),
+            Self::NotAttached { .. } | Self::StillInUse { .. } | Self::NotEncrypted { .. } => {
+                ("IncorrectState", State)
+            }
+            Self::KeyInUse { .. } => ("KeyInUse", State),
             Self::Backing(error) => error.verdict(),
             Self::Kms(error) => kms_verdict(error.kind),
             Self::KeyState { state: KeyState::PendingDeletion, .. } => ("KMSInvalidStateException", Denied),

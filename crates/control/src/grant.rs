@@ -5,7 +5,7 @@ use std::fs;
 
 use sealblk_keymem::DataKey;
 use sealblk_kms::{
-    DecryptRequest, EncryptionContext, GrantOperation, GrantRequest, KmsError, KmsErrorKind, Principal,
+    DecryptRequest, EncryptionContext, GrantOperation, GrantRequest, Kms, KmsError, KmsErrorKind, Principal,
     WrappedKey,
 };
 use sealblk_volume::{EncryptedVolume, VolumeId};
@@ -69,21 +69,8 @@ impl<'p> HeldGrant<'p> {
         announcement: &mut Announcement,
     ) -> Result<(Self, DataKey), Refusal> {
         let context = EncryptionContext::for_resource(&id.to_string());
-        let grantee = Principal(format!("host:{}/{id}", host_name()));
-        let request = GrantRequest {
-            key: key.to_owned(),
-            grantee: grantee.clone(),
-            operations: vec![GrantOperation::Decrypt],
-            constraint: context.clone(),
-            // Killed between this call and the note of it, the next attachment is given the same grant.
-            name: Some(id.to_string()),
-        };
-        let record = match pool.kms.create_grant(&request) {
-            Ok(grant) => Some(GrantRecord { kms_key_id: key.to_owned(), grant_id: grant.id }),
-            // The service's own permission for this host is all there is.
-            Err(error) if error.kind == KmsErrorKind::NoGrants => None,
-            Err(error) => return Err(Refusal::Key(error)),
-        };
+        let grantee = grantee(id);
+        let record = create_grant(&*pool.kms, id, key).map_err(Refusal::Key)?;
         let key_use = KeyUse { key: key.to_owned(), passed_over: Vec::new() };
         let held = Self { pool, record, key_use };
         announcement.update(|record| record.grant.clone_from(&held.record)).map_err(Refusal::Here)?;
@@ -92,9 +79,36 @@ impl<'p> HeldGrant<'p> {
         Ok((held, data_key.map_err(Refusal::Key)?))
     }
 
+    /// What is noted of it.
+    pub(crate) fn record(&self) -> Option<&GrantRecord> {
+        self.record.as_ref()
+    }
+
     /// Ends the grant.
     pub(crate) fn retire(mut self) -> Result<(), ControlError> {
         self.record.take().map_or(Ok(()), |record| self.pool.retire(&record))
+    }
+}
+
+/// Who acts under the grant of a volume's attachment on this host.
+pub(crate) fn grantee(id: VolumeId) -> Principal {
+    Principal(format!("host:{}/{id}", host_name()))
+}
+
+/// Creates the grant of a volume's attachment; `None`: the service's own permission for this host is all there is.
+pub(crate) fn create_grant(kms: &dyn Kms, id: VolumeId, key: &str) -> Result<Option<GrantRecord>, KmsError> {
+    let request = GrantRequest {
+        key: key.to_owned(),
+        grantee: grantee(id),
+        operations: vec![GrantOperation::Decrypt],
+        constraint: EncryptionContext::for_resource(&id.to_string()),
+        // Killed between this call and the note of it, the next attachment is given the same grant.
+        name: Some(id.to_string()),
+    };
+    match kms.create_grant(&request) {
+        Ok(grant) => Ok(Some(GrantRecord { kms_key_id: key.to_owned(), grant_id: grant.id })),
+        Err(error) if error.kind == KmsErrorKind::NoGrants => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

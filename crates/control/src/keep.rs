@@ -4,13 +4,13 @@ use std::io;
 use std::thread::JoinHandle;
 
 use sealblk_block::{BlockError, FileDevice, FileOptions};
-use sealblk_record::RecordFile;
 use sealblk_volume::map::{Background, MapError, MapIdentity, MapOptions, MappedDevice, NoSource, map_bytes};
 use sealblk_volume::{VolumeDirectory, VolumeId, VolumeRecord};
 
 use crate::backing::BackingError;
 use crate::error::ControlError;
 use crate::offline;
+use crate::pool::change_record;
 use crate::store::StoreDevice;
 
 /// A volume's stored bytes with its block map.
@@ -39,7 +39,7 @@ pub(crate) fn open_stored(
     }
     if !exists {
         // First a record that says that maps are kept: a release that does not would not open it.
-        RecordFile::new(directory.record_path()).store(record)?;
+        change_record(directory, Ok)?;
         directory.create_map(record.size_bytes).map_err(BackingError::from)?;
     }
     let options =

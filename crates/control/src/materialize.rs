@@ -30,7 +30,7 @@ impl Pool {
                 announcement.withdraw()?;
                 Ok(Materialized::NotEncrypted)
             }
-            OpenVolume::Encrypted(volume, grant) => {
+            OpenVolume::Encrypted(volume, grant, _) => {
                 let told = |at: MaterializeProgress| progress(at.done_bytes, at.total_bytes);
                 let keeping = Keeping::start(id, volume.device().clone())?;
                 let done = offline::run(async {

@@ -2,9 +2,9 @@
 //! Common to attach and materialize.
 
 use sealblk_block::Caching;
-use sealblk_record::RecordFile;
 use sealblk_volume::{
-    Access, CipherStatistics, EncryptedVolume, NullCipher, OpenError, SectorCipher, Volume, VolumeRecord,
+    Access, CipherStatistics, EncryptedVolume, KeyHold, NullCipher, OpenError, SectorCipher, Volume,
+    VolumeRecord,
 };
 
 use crate::attachment::Announcement;
@@ -13,13 +13,13 @@ use crate::grant::HeldGrant;
 use crate::hold::HeldVolume;
 use crate::keep::{self, StoredVolume};
 use crate::offline;
-use crate::pool::Pool;
+use crate::pool::{Pool, change_record};
 use crate::store::StoreDevice;
 
 /// An open volume; the encrypted one holds round keys, wiped when it is dropped, and the grant they came by.
 pub(crate) enum OpenVolume<'p> {
     Plain(Volume<NullCipher, StoredVolume>),
-    Encrypted(Volume<SectorCipher, StoredVolume>, HeldGrant<'p>),
+    Encrypted(Volume<SectorCipher, StoredVolume>, HeldGrant<'p>, KeyHold),
 }
 
 impl OpenVolume<'_> {
@@ -27,7 +27,7 @@ impl OpenVolume<'_> {
     pub(crate) fn stored(&self) -> &StoredVolume {
         match self {
             Self::Plain(volume) => volume.device(),
-            Self::Encrypted(volume, _) => volume.device(),
+            Self::Encrypted(volume, ..) => volume.device(),
         }
     }
 
@@ -35,7 +35,7 @@ impl OpenVolume<'_> {
     pub(crate) fn cipher_statistics(&self) -> CipherStatistics {
         match self {
             Self::Plain(volume) => volume.cipher_statistics(),
-            Self::Encrypted(volume, _) => volume.cipher_statistics(),
+            Self::Encrypted(volume, ..) => volume.cipher_statistics(),
         }
     }
 }
@@ -66,13 +66,19 @@ impl Pool {
             }
             Access::Encrypted(volume) => {
                 let (grant, key) = HeldGrant::unlock(self, &volume, announcement)?;
-                let sealed = offline::run(volume.seal(&key, &device))?.map_err(failed)?;
-                if !volume.is_sealed() {
-                    RecordFile::new(held.directory.record_path()).store(&sealed)?;
-                }
+                let sealed = if volume.is_sealed() {
+                    offline::run(volume.seal(&key, &device))?.map_err(failed)?
+                } else {
+                    // Of the record as it is now: it may have been re-wrapped since it was read.
+                    change_record(&held.directory, |record| {
+                        let volume = sealed_volume(&record).ok_or_else(|| failed(OpenError::Unsealed))?;
+                        offline::run(volume.seal(&key, &device))?.map_err(failed)
+                    })?
+                };
                 let stored = keep::open_stored(&held.directory, &sealed, device, how.read_only)?;
                 let volume = sealed_volume(&sealed).ok_or_else(|| failed(OpenError::Unsealed))?;
-                Ok(OpenVolume::Encrypted(volume.open(&key, stored).map_err(failed)?, grant))
+                let (volume, hold) = volume.open_revocable(&key, stored).map_err(failed)?;
+                Ok(OpenVolume::Encrypted(volume, grant, hold))
             }
         }
     }

@@ -5,6 +5,7 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sealblk_kms::Kms;
 use sealblk_record::{Document, LockFile, RecordFile};
@@ -129,12 +130,12 @@ fn make_directories(pool: &Path) -> Result<(), ControlError> {
 /// An open pool, and the key service that its volumes' keys come from.
 pub struct Pool {
     directory: PoolDirectory,
-    pub(crate) kms: Box<dyn Kms>,
+    pub(crate) kms: Arc<dyn Kms + Send + Sync>,
 }
 
 impl Pool {
     /// A pool whose keys come from `kms`, which is called for encrypted volumes only.
-    pub fn new(directory: PoolDirectory, kms: Box<dyn Kms>) -> Self {
+    pub fn new(directory: PoolDirectory, kms: Arc<dyn Kms + Send + Sync>) -> Self {
         Self { directory, kms }
     }
 
@@ -192,6 +193,18 @@ impl Pool {
 
 pub(crate) fn load_record(directory: &VolumeDirectory) -> Result<VolumeRecord, ControlError> {
     Ok(RecordFile::<VolumeRecord>::new(directory.record_path()).load()?)
+}
+
+/// Replaces a volume's record by what `change` makes of the present one; nobody else changes it meanwhile. Readers see
+/// the old or the new one. The volume's own lock is another matter: a record may change while the volume is attached.
+pub(crate) fn change_record(
+    directory: &VolumeDirectory,
+    change: impl FnOnce(VolumeRecord) -> Result<VolumeRecord, ControlError>,
+) -> Result<VolumeRecord, ControlError> {
+    let _lock = LockFile::exclusive(directory.path().join("volume.json.lock"))?;
+    let record = change(load_record(directory)?)?;
+    RecordFile::new(directory.record_path()).store(&record)?;
+    Ok(record)
 }
 
 /// Makes a change of names in `dir` durable.

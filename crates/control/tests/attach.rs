@@ -3,6 +3,7 @@
 mod rig;
 
 use std::fs;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rig::{Rig, plain};
@@ -163,7 +164,7 @@ fn what_a_killed_server_left_is_cleaned_up_by_the_next_command() {
 fn a_grant_that_could_not_be_retired_is_reported_and_retired_by_the_next_command() {
     let rig = Rig::new();
     let volume = rig.encrypted();
-    let pool = rig.pool_with(|kms| Box::new(rig::NoRetire(kms)));
+    let pool = rig.pool_with(|kms| Arc::new(rig::NoRetire(kms)));
     let attachment =
         pool.attach_volume(&rig.runtime(), &rig.attach_request(volume.volume_id)).expect("attached");
     let io = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

@@ -5,6 +5,7 @@ mod rig;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rig::{Rig, Unreachable, plain};
 use sealblk_control::{ControlError, CreateVolume, DeletedData, ErrorClass, Pool, PoolDirectory, VolumeId};
@@ -63,7 +64,7 @@ fn r54_a_key_without_encrypted_is_refused_and_stores_nothing() {
 fn r2_without_a_key_service_no_encrypted_volume_is_made_and_unencrypted_ones_are() {
     let rig = Rig::new();
     let directory = PoolDirectory::open_or_create(&rig.path("pool")).expect("the pool");
-    let pool = Pool::new(directory, Box::new(Unreachable));
+    let pool = Pool::new(directory, Arc::new(Unreachable));
     let request = CreateVolume { encrypted: Some(true), ..plain() };
     let (_, class, message) = verdict(pool.create_volume(&request, &mut |_, _| {}));
     assert_eq!(class, ErrorClass::Unreachable);

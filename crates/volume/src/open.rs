@@ -75,9 +75,7 @@ impl<'a> EncryptedVolume<'a> {
 
     /// Every key that the data key is wrapped under, with the wrapped key, in the order in which to try them.
     pub fn wrappings(&self) -> impl Iterator<Item = (&'a KeyReference, &'a WrappedDataKey)> {
-        let recovery = self.encryption.recovery_keys.iter();
-        std::iter::once((self.kms_key_id(), self.wrapped_key()))
-            .chain(recovery.map(|key| (&key.kms_key_id, &key.wrapped_key)))
+        self.encryption.wrappings()
     }
 
     /// Whether the volume was attached before. If not, [`Self::seal`] comes before [`Self::open`].

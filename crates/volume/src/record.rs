@@ -166,6 +166,12 @@ impl XtsEncryption {
         self.expected_key_check.as_deref()
     }
 
+    /// Every key that the data key is wrapped under, with the wrapped key, in the order in which to try them.
+    pub fn wrappings(&self) -> impl Iterator<Item = (&KeyReference, &WrappedDataKey)> {
+        let recovery = self.recovery_keys.iter().map(|key| (&key.kms_key_id, &key.wrapped_key));
+        std::iter::once((&self.kms_key_id, &self.wrapped_key)).chain(recovery)
+    }
+
     /// The seal, once the volume was attached.
     pub fn seal(&self) -> Option<&Seal> {
         self.seal.as_ref()

@@ -3,11 +3,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use sealblk_control::{
-    AttachVolume, ControlError, CreateVolume, Endpoints, Pool, PoolDirectory, RuntimeDir, VolumeDescription,
-    VolumeId,
+    AttachVolume, ControlError, CreateVolume, Endpoints, KeyLossPolicy, Pool, PoolDirectory, RuntimeDir,
+    VolumeDescription, VolumeId,
 };
 use sealblk_kms::local::{LocalKms, Scope};
 use sealblk_kms::{
@@ -39,7 +40,7 @@ impl Rig {
     }
 
     /// The same pool with another key service around its own.
-    pub(crate) fn pool_with(&self, kms: impl FnOnce(LocalKms) -> Box<dyn Kms>) -> Pool {
+    pub(crate) fn pool_with(&self, kms: impl FnOnce(LocalKms) -> Arc<dyn Kms + Send + Sync>) -> Pool {
         let directory = PoolDirectory::open_or_create(&self.path("pool")).expect("the pool");
         Pool::new(directory, kms(self.kms()))
     }
@@ -79,6 +80,7 @@ impl Rig {
             volume,
             endpoints: Endpoints::default(),
             metrics: None,
+            key_loss: KeyLossPolicy::default(),
             read_only: false,
             caching: None,
             limits: Limits { max_connections: 4, ..Limits::default() },
@@ -150,7 +152,7 @@ pub(crate) fn plain() -> CreateVolume {
 fn open(dir: &Path) -> Pool {
     let directory = PoolDirectory::open_or_create(&dir.join("pool")).expect("a pool");
     let kms = store(&directory);
-    Pool::new(directory, Box::new(kms))
+    Pool::new(directory, Arc::new(kms))
 }
 
 fn store(directory: &PoolDirectory) -> LocalKms {
