@@ -31,18 +31,21 @@ fn tracked() -> Device {
     rig::run(open(MemoryDevice::new(SECTORS), blank_map(SECTORS), SECTORS, None)).expect("opens")
 }
 
-/// All that a snapshot shows, and the blocks that it named.
-async fn content<D: BlockDevice, S: BlockDevice>(snapshot: &LiveSnapshot<D, S>) -> (Vec<u8>, Vec<u64>) {
+/// All that a snapshot shows, and the blocks that it named. Those that it did not name hold what they held in `base`.
+async fn content<D: BlockDevice, S: BlockDevice>(
+    snapshot: &LiveSnapshot<D, S>,
+    base: Option<&[u8]>,
+) -> (Vec<u8>, Vec<u64>) {
     let reader = snapshot.open_reader().expect("a reader");
-    let mut image = Vec::new();
+    let mut image =
+        base.map_or_else(|| vec![0; usize::try_from(SECTORS * 512).expect("small")], <[u8]>::to_vec);
     let mut named = Vec::new();
     let mut next = reader.next(0).await.expect("next");
-    for block in 0..snapshot.blocks() {
-        if next == Some(block) {
-            named.push(block);
-            next = reader.next(block + 1).await.expect("next");
-        }
-        image.extend(read_block(&reader, block).await);
+    while let Some(block) = next {
+        let bytes = read_block(&reader, block).await;
+        image[usize::try_from(block).expect("small") * BLOCK_BYTES..][..bytes.len()].copy_from_slice(&bytes);
+        named.push(block);
+        next = reader.next(block + 1).await.expect("next");
     }
     (image, named)
 }
@@ -60,13 +63,13 @@ fn writes_before_the_instant_are_in_and_later_ones_are_not() {
         let lane = device.open_lane().expect("lane");
         rig::write(&lane, 0, &rig::pattern(1, usize::try_from(SECTORS).expect("small"))).await;
         let before = rig::read_all(&device).await;
-        let snapshot = device.begin_snapshot(spool()).await.expect("begins");
+        let snapshot = device.begin_snapshot(spool(), None).await.expect("begins");
         rig::write(&lane, 3, &[7; 512]).await;
         rig::write(&lane, BLOCK_SECTORS - 1, &[8; 1024]).await;
         lane.zero(block_range(2), ZeroMode::MayUnmap, Durability::Volatile).await.expect("zero");
         lane.discard(block_range(3), Durability::Volatile).await.expect("discard");
         rig::write(&lane, SECTORS - 8, &[9; 4096]).await;
-        assert_eq!(content(&snapshot).await.0, before);
+        assert_eq!(content(&snapshot, None).await.0, before);
         let now = rig::read_all(&device).await;
         assert_eq!(now[3 * 512..4 * 512], [7; 512]);
         assert!(now[2 * BLOCK_BYTES..3 * BLOCK_BYTES].iter().all(|&byte| byte == 0));
@@ -79,11 +82,11 @@ fn a_first_snapshot_names_what_may_hold_data_and_the_next_what_changed() {
     run_kept(&device, TestSource::default(), async {
         let lane = device.open_lane().expect("lane");
         rig::write(&lane, BLOCK_SECTORS, &[1; 512]).await;
-        let first = device.begin_snapshot(spool()).await.expect("begins");
+        let first = device.begin_snapshot(spool(), None).await.expect("begins");
         assert_eq!((first.base(), first.changed_blocks()), (None, None));
         // Written since, and so in the spool; there was nothing in it before.
         rig::write(&lane, 2 * BLOCK_SECTORS, &[2; 512]).await;
-        let (image, named) = content(&first).await;
+        let (image, named) = content(&first, None).await;
         assert!(named.contains(&1) && !named.contains(&0) && !named.contains(&3), "{named:?}");
         assert!(image[2 * BLOCK_BYTES..].iter().all(|&byte| byte == 0));
         assert_eq!(device.changes_known(), ChangesKnown::Unknown);
@@ -91,9 +94,15 @@ fn a_first_snapshot_names_what_may_hold_data_and_the_next_what_changed() {
         assert_eq!(device.changes_known(), ChangesKnown::Exact { since: snapshot_id(1), blocks: 1 });
 
         lane.zero(block_range(0), ZeroMode::MayUnmap, Durability::Volatile).await.expect("zero");
-        let second = device.begin_snapshot(spool()).await.expect("begins");
+        let second = device.begin_snapshot(spool(), Some(snapshot_id(1))).await.expect("begins");
         assert_eq!((second.base(), second.changed_blocks()), (Some(snapshot_id(1)), Some(2)));
-        assert_eq!(content(&second).await.1, [0, 2]);
+        assert_eq!(content(&second, Some(&image)).await.1, [0, 2]);
+        drop(second);
+        // Who cannot build upon that snapshot gets all of it, and nothing is forgotten.
+        let whole = device.begin_snapshot(spool(), Some(snapshot_id(9))).await.expect("begins");
+        assert_eq!((whole.base(), content(&whole, None).await.0), (None, rig::read_all(&device).await));
+        drop(whole);
+        assert_eq!(device.changes_known(), ChangesKnown::Exact { since: snapshot_id(1), blocks: 2 });
     });
 }
 
@@ -102,13 +111,18 @@ fn an_abandoned_snapshot_changes_nothing_of_what_is_known() {
     let device = tracked();
     run_kept(&device, TestSource::default(), async {
         let lane = device.open_lane().expect("lane");
-        drop(device.begin_snapshot(spool()).await.expect("begins"));
+        drop(device.begin_snapshot(spool(), None).await.expect("begins"));
         assert_eq!(device.changes_known(), ChangesKnown::Unknown);
-        device.begin_snapshot(spool()).await.expect("begins").complete(snapshot_id(1)).expect("complete");
+        device
+            .begin_snapshot(spool(), None)
+            .await
+            .expect("begins")
+            .complete(snapshot_id(1))
+            .expect("complete");
         rig::write(&lane, 0, &[1; 512]).await;
-        let abandoned = device.begin_snapshot(spool()).await.expect("begins");
+        let abandoned = device.begin_snapshot(spool(), None).await.expect("begins");
         rig::write(&lane, BLOCK_SECTORS, &[1; 512]).await;
-        let busy = device.begin_snapshot(spool()).await.expect_err("one at a time");
+        let busy = device.begin_snapshot(spool(), None).await.expect_err("one at a time");
         assert!(matches!(busy, FreezeError::InProgress));
         drop(abandoned);
         assert_eq!(device.changes_known(), ChangesKnown::Exact { since: snapshot_id(1), blocks: 2 });
@@ -121,11 +135,16 @@ fn only_blocks_that_the_snapshot_still_wants_are_put_aside() {
     run_kept(&device, TestSource::default(), async {
         let lane = device.open_lane().expect("lane");
         rig::write(&lane, 0, &rig::pattern(1, 3 * 1024)).await;
-        device.begin_snapshot(spool()).await.expect("begins").complete(snapshot_id(1)).expect("complete");
+        device
+            .begin_snapshot(spool(), None)
+            .await
+            .expect("begins")
+            .complete(snapshot_id(1))
+            .expect("complete");
         rig::write(&lane, 0, &[1; 512]).await;
         rig::write(&lane, BLOCK_SECTORS, &[1; 512]).await;
         let put_aside = spool();
-        let snapshot = device.begin_snapshot(put_aside.clone()).await.expect("begins");
+        let snapshot = device.begin_snapshot(put_aside.clone(), Some(snapshot_id(1))).await.expect("begins");
         let reader = snapshot.open_reader().expect("a reader");
         let frozen = read_block(&reader, 0).await;
         reader.release(0).await.expect("release");
@@ -153,7 +172,7 @@ fn a_spool_that_fails_breaks_the_snapshot_and_no_write() {
             rig::write(&lane, 0, &[1; 512]).await;
             let spool = FaultDevice::new(spool());
             spool.add(Fault { operation: Operation::Write, nth: Some(1), effect: Effect::NoSpace });
-            let snapshot = device.begin_snapshot(spool).await.expect("begins");
+            let snapshot = device.begin_snapshot(spool, None).await.expect("begins");
             rig::write(&lane, 0, &[2; 512]).await;
             assert_eq!(rig::read(&lane, 0, 1).await, [2; 512]);
             let reader = snapshot.open_reader().expect("a reader");
@@ -177,7 +196,7 @@ fn a_snapshot_begins_between_the_writes_on_their_way_and_those_after() {
             let effect = Effect::WaitFor(Arc::clone(&stuck));
             data.add(Fault { operation: Operation::Write, nth: Some(1), effect });
             let first = rig::write(&lane, 0, &[1; 512]);
-            let begin = device.begin_snapshot(spool());
+            let begin = device.begin_snapshot(spool(), None);
             let later = async {
                 // By then the first write is stuck, and the snapshot waits for it.
                 rig::read(&other, 0, 1).await;
@@ -194,7 +213,7 @@ fn a_snapshot_begins_between_the_writes_on_their_way_and_those_after() {
             };
             let ((), snapshot, ()) = tokio::join!(first, begin, later);
             let snapshot = snapshot.expect("begins");
-            let (image, _) = content(&snapshot).await;
+            let (image, _) = content(&snapshot, None).await;
             assert_eq!(image[..512], [1; 512], "on its way before");
             assert_eq!(image[8 * 512..9 * 512], [0; 512], "asked for after");
         })
@@ -213,12 +232,12 @@ fn a_volume_that_is_being_restored_is_frozen_whole() {
             open(MemoryDevice::new(SECTORS), store, SECTORS, Some(snapshot_id(1))).await.expect("opens");
         kept(&device, source.clone(), Background::Idle, async {
             let lane = device.open_lane().expect("lane");
-            let snapshot = device.begin_snapshot(spool()).await.expect("begins");
+            let snapshot = device.begin_snapshot(spool(), None).await.expect("begins");
             // Whole and in part, missing and not.
             rig::write(&lane, 0, &vec![7; BLOCK_BYTES]).await;
             rig::write(&lane, BLOCK_SECTORS + 1, &[7; 512]).await;
             rig::write(&lane, 3 * BLOCK_SECTORS, &[7; 512]).await;
-            let (image, named) = content(&snapshot).await;
+            let (image, named) = content(&snapshot, None).await;
             assert_eq!(image[..3 * BLOCK_BYTES], **source.image);
             assert!(image[3 * BLOCK_BYTES..].iter().all(|&byte| byte == 0));
             assert_eq!(named[..3], [0, 1, 2]);
@@ -239,7 +258,7 @@ fn a_volume_of_the_same_data_key_is_frozen_as_what_changed_since_its_origin() {
             let lane = device.open_lane().expect("lane");
             rig::write(&lane, BLOCK_SECTORS, &[7; 512]).await;
             rig::read(&lane, 0, 8).await;
-            let snapshot = device.begin_snapshot(spool()).await.expect("begins");
+            let snapshot = device.begin_snapshot(spool(), Some(snapshot_id(1))).await.expect("begins");
             assert_eq!((snapshot.base(), snapshot.changed_blocks()), (Some(snapshot_id(1)), Some(1)));
             let reader = snapshot.open_reader().expect("a reader");
             assert_eq!(reader.next(0).await.expect("next"), Some(1));
@@ -258,7 +277,12 @@ fn changes_are_known_after_a_clean_end_and_unknown_after_any_other() {
     let reopen = || rig::run(open(data.clone(), store.clone(), SECTORS, None)).expect("opens");
     let device = reopen();
     run_kept(&device, TestSource::default(), async {
-        device.begin_snapshot(spool()).await.expect("begins").complete(snapshot_id(1)).expect("complete");
+        device
+            .begin_snapshot(spool(), None)
+            .await
+            .expect("begins")
+            .complete(snapshot_id(1))
+            .expect("complete");
         rig::write(&device.open_lane().expect("lane"), 0, &[1; 512]).await;
         device.close().await.expect("closes");
     });
@@ -317,14 +341,20 @@ fn many_lanes_and_a_reader_in_threads_of_their_own_agree_on_the_instant() {
             });
         }
         rig::run(async {
+            let _end = End { done: &done, device: &device };
+            let mut base: Option<(sealblk_volume::SnapshotId, Vec<u8>)> = None;
             for round in 0..ROUNDS {
                 let before: Vec<u64> = acknowledged.iter().map(|at| at.load(Ordering::SeqCst)).collect();
-                let snapshot = device.begin_snapshot(spool()).await.expect("begins");
+                let snapshot =
+                    device.begin_snapshot(spool(), base.as_ref().map(|(id, _)| *id)).await.expect("begins");
                 let after: Vec<u64> = issued.iter().map(|at| at.load(Ordering::SeqCst)).collect();
-                let (image, _) = content(&snapshot).await;
+                let (image, _) = content(&snapshot, base.as_ref().map(|(_, image)| &image[..])).await;
                 for client in 0..CLIENTS as usize {
                     let newest = (0..4).map(|block| stamp_in(&image, block, client)).max().expect("four");
-                    assert!((before[client]..=after[client]).contains(&newest), "client {client}");
+                    assert!(
+                        (before[client]..=after[client]).contains(&newest),
+                        "client {client}, round {round}: {newest} of {before:?} to {after:?}"
+                    );
                     // A client writes one after the other: its last four stamps are there, none from between.
                     let mut stamps: Vec<u64> = (0..4).map(|block| stamp_in(&image, block, client)).collect();
                     stamps.sort_unstable();
@@ -332,11 +362,23 @@ fn many_lanes_and_a_reader_in_threads_of_their_own_agree_on_the_instant() {
                     assert!(newest < 4 || stamps == expected, "client {client}: {stamps:?}");
                 }
                 snapshot.complete(snapshot_id(round + 1)).expect("complete");
+                base = Some((snapshot_id(round + 1), image));
             }
-            done.store(true, Ordering::Release);
         });
-        device.stop();
     });
+}
+
+/// Ends the clients and the keeper, also when an assertion fails: nothing else would.
+struct End<'a> {
+    done: &'a std::sync::atomic::AtomicBool,
+    device: &'a Device,
+}
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.done.store(true, std::sync::atomic::Ordering::Release);
+        self.device.stop();
+    }
 }
 
 /// The stamp of a client in a block of an image; all of its sector holds it.

@@ -215,12 +215,17 @@ async fn apply<L: BlockLane>(lane: &L, model: &mut Model, op: &Op) -> Result<(),
 }
 
 impl Outside {
+    /// The snapshot that the next can be built upon: the last one, or the one that the volume was made from.
+    fn base_id(&self) -> Option<sealblk_volume::SnapshotId> {
+        Some(snapshot_id(if self.snapshots == 0 { 1 } else { 100 + self.snapshots }))
+    }
+
     /// What `device` says of changes since the last snapshot is true of what it shows.
     async fn check_changes(&self, device: &Device, image: &[u8]) {
         let ChangesKnown::Exact { .. } = device.changes_known() else { return };
         let Some(base) = &self.base else { return };
         let spool = MemoryPart::new(SECTORS);
-        let snapshot = device.begin_snapshot(spool.0).await.expect("begins");
+        let snapshot = device.begin_snapshot(spool.0, self.base_id()).await.expect("begins");
         let reader = snapshot.open_reader().expect("a reader");
         let mut named = BTreeSet::new();
         let mut at = reader.next(0).await.expect("next");
@@ -247,7 +252,8 @@ impl Outside {
                     let Ok(image) = image_of(device).await else { return };
                     self.model.check(0, &image).expect("the model allows what is read");
                     let spool = MemoryPart::new(SECTORS);
-                    live = Some((device.begin_snapshot(spool.0).await.expect("begins"), image));
+                    live =
+                        Some((device.begin_snapshot(spool.0, self.base_id()).await.expect("begins"), image));
                     Ok(())
                 }
                 Op::Begin => Ok(()),
@@ -320,7 +326,7 @@ impl MemoryPart {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
     fn no_crash_lays_an_old_block_over_a_newer_write_or_loses_a_change(

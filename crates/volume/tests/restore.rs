@@ -176,6 +176,19 @@ fn restored_blocks_are_not_fetched_again_after_a_flush() {
 }
 
 #[test]
+fn what_came_here_before_the_keeper_began_is_in_the_map_too() {
+    let (data, store) = (MemoryDevice::new(SECTORS), MemoryDevice::new(map_sectors(SECTORS)));
+    rig::run(async {
+        write_map(&store, SECTORS, &MISSING, false).await;
+        let device = open(data.clone(), store.clone(), SECTORS, Some(snapshot_id(1))).await.expect("opens");
+        let lane = device.open_lane().expect("lane");
+        rig::write(&lane, 0, &vec![7; BLOCK_BYTES]).await;
+        kept(&device, source(), Background::Idle, async { lane.flush().await.expect("flush") }).await;
+    });
+    assert!(reopened(&data, &store).is_restored(0));
+}
+
+#[test]
 fn a_missing_block_is_data_to_who_asks_for_extents() {
     let (device, _, _) = restoring();
     run_kept(&device, source(), async {

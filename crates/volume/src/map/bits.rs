@@ -90,9 +90,9 @@ impl Bits {
         self.words.iter().map(|word| u64::from(word.load(Ordering::Relaxed).count_ones())).sum()
     }
 
-    /// The words of 64 bits each, the first bit lowest.
-    pub(crate) fn words(&self) -> &[AtomicU64] {
-        &self.words
+    /// The bits in words of 64 each, the first lowest.
+    pub(crate) fn to_words(&self) -> Vec<u64> {
+        self.words.iter().map(|word| word.load(Ordering::Acquire)).collect()
     }
 
     fn next(&self, from: u64, wanted: impl Fn(u64) -> u64) -> Option<u64> {

@@ -29,10 +29,21 @@ pub struct MappedDevice<D, S> {
     pub(crate) device: Arc<D>,
     pub(crate) store: Option<Arc<S>>,
     pub(crate) map: Arc<Shared>,
-    pub(crate) inbox: Arc<Mutex<Option<UnboundedReceiver<Work>>>>,
+    pub(crate) inbox: Arc<Mutex<Option<Inbox>>>,
     /// Where the snapshot in progress puts blocks aside.
-    pub(crate) spool: Arc<Mutex<Option<Arc<S>>>>,
+    pub(crate) spool: Arc<Mutex<Option<Spool<S>>>>,
 }
+
+/// What the keeper begins with.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    pub(crate) work: UnboundedReceiver<Work>,
+    /// The missing blocks as the file has them, in words: lanes may be ahead of the keeper.
+    pub(crate) missing: Vec<u64>,
+}
+
+/// A snapshot in progress, and where it puts blocks aside.
+pub(crate) type Spool<S> = (Arc<Freeze>, Arc<S>);
 
 impl<D, S> Clone for MappedDevice<D, S> {
     fn clone(&self) -> Self {
@@ -184,7 +195,8 @@ impl<D: BlockDevice, S: BlockDevice> MappedDevice<D, S> {
         read_only: bool,
     ) -> Self {
         assert!(size.sectors() <= device.geometry().sectors, "a volume lies within its device");
-        let (desk, inbox) = Desk::new();
+        let (desk, work) = Desk::new();
+        let missing = stored.missing.as_ref().map(Bits::to_words).unwrap_or_default();
         let base = match stored.header.tracking {
             Tracking::Exact(base) => Some(base),
             Tracking::Unknown => None,
@@ -213,13 +225,17 @@ impl<D: BlockDevice, S: BlockDevice> MappedDevice<D, S> {
             device: Arc::new(device),
             store: store.map(Arc::new),
             map: Arc::new(map),
-            inbox: Arc::new(Mutex::new(Some(inbox))),
+            inbox: Arc::new(Mutex::new(Some(Inbox { work, missing }))),
             spool: Arc::default(),
         }
     }
 }
 
 impl<D, S> MappedDevice<D, S> {
+    pub(crate) fn spool(&self) -> MutexGuard<'_, Option<Spool<S>>> {
+        self.spool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The device beneath.
     pub fn device(&self) -> &D {
         &self.device

@@ -128,7 +128,7 @@ async fn write_array<L: BlockLane>(
     array: Array,
     bits: &Bits,
 ) -> Result<(), BlockError> {
-    let words = snapshot_words(bits);
+    let words = bits.to_words();
     let whole = page_sectors(array, 0..pages(bits.len()), bits.len());
     let mut buffer = Buffer::new(PIECE_BYTES);
     for piece in pieces(whole, PIECE_BYTES) {
@@ -143,10 +143,6 @@ async fn write_array<L: BlockLane>(
         tokio::task::yield_now().await;
     }
     Ok(())
-}
-
-fn snapshot_words(bits: &Bits) -> Vec<u64> {
-    bits.words().iter().map(|word| word.load(std::sync::atomic::Ordering::Acquire)).collect()
 }
 
 /// Writes the map of a new volume that is to be restored from a snapshot, durably.
@@ -180,10 +176,9 @@ async fn write_sector<L: BlockLane>(lane: &L, at: Lba, sector: &Sector) -> Resul
 }
 
 impl<L: BlockLane> MapFile<L> {
-    /// The file behind `lane`, which says `header`; `missing`, if it says that blocks are.
-    pub(crate) fn new(lane: L, of: MapIdentity, blocks: u64, header: Header, missing: Option<&Bits>) -> Self {
-        let missing_left = missing.map_or(0, Bits::count);
-        let missing = missing.map(snapshot_words).unwrap_or_default();
+    /// The file behind `lane`, which says `header`, and that the blocks in the words of `missing` are.
+    pub(crate) fn new(lane: L, of: MapIdentity, blocks: u64, header: Header, missing: Vec<u64>) -> Self {
+        let missing_left = missing.iter().map(|word| u64::from(word.count_ones())).sum();
         Self { lane, of, blocks, header, missing, missing_left }
     }
 

@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 
 use super::block::{BLOCK_BYTES, sectors_of};
 use super::desk::{Asked, Work};
-use super::device::{MappedDevice, Shared, block_bytes};
+use super::device::{Inbox, MappedDevice, Shared, block_bytes};
 use super::file::{MapFile, SnapshotBase};
 use super::freeze::Freeze;
 use super::job::Trouble;
@@ -95,8 +95,8 @@ impl<D: BlockDevice, S: BlockDevice> MappedDevice<D, S> {
         // Dropped last: by then nothing more can be left for this keeper.
         let unkept = Unkept(Arc::clone(&self.map));
         let inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let mut inbox = inbox.expect("one keeper");
-        let keeper = Rc::new(Keeper::new(self, source)?);
+        let Inbox { work: mut inbox, missing } = inbox.expect("one keeper");
+        let keeper = Rc::new(Keeper::new(self, source, missing)?);
         let mut tasks = JoinSet::new();
         keeper.say_if_complete().await;
         if background == Background::Restore {
@@ -154,8 +154,7 @@ struct OpenSpool<S: BlockDevice> {
 }
 
 impl<D: BlockDevice, S: BlockDevice, F: BlockFetch> Keeper<D, S, F> {
-    fn new(of: &MappedDevice<D, S>, source: F) -> Result<Self, BlockError> {
-        let missing = of.map.restore.as_ref().map(|restore| restore.missing());
+    fn new(of: &MappedDevice<D, S>, source: F, missing: Vec<u64>) -> Result<Self, BlockError> {
         let file = match (&of.store, of.map.of) {
             (Some(store), Some(identity)) => {
                 let lane = store.open_lane()?;
@@ -315,11 +314,12 @@ impl<D: BlockDevice, S: BlockDevice, F: BlockFetch> Keeper<D, S, F> {
     /// Copies a block into the spool, if the snapshot still wants it.
     async fn put_aside(self: Rc<Self>, freeze: Arc<Freeze>, block: u64) {
         let _permit = self.saves.acquire().await.expect("it is never closed");
-        let outcome = if freeze.wants(block..block + 1) { self.copy_aside(block).await } else { Ok(()) };
+        let outcome =
+            if freeze.wants(block..block + 1) { self.copy_aside(&freeze, block).await } else { Ok(()) };
         freeze.end_save(block, outcome);
     }
 
-    async fn copy_aside(&self, block: u64) -> Result<(), Trouble> {
+    async fn copy_aside(&self, freeze: &Arc<Freeze>, block: u64) -> Result<(), Trouble> {
         if let Some(restore) = &self.of.map.restore {
             restore.need(block).await?;
         }
@@ -333,7 +333,7 @@ impl<D: BlockDevice, S: BlockDevice, F: BlockFetch> Keeper<D, S, F> {
         let (result, mut buffer) = self.device.read(range.start, buffer).await;
         let mut outcome = result.map_err(Trouble::from);
         if outcome.is_ok() && buffer.iter().any(|&byte| byte != 0) {
-            let spool = self.spool_lane()?;
+            let spool = self.spool_lane(freeze)?;
             let result;
             (result, buffer) = spool.write(range.start, buffer, Durability::Volatile).await;
             outcome = result.map_err(Trouble::from);
@@ -342,9 +342,10 @@ impl<D: BlockDevice, S: BlockDevice, F: BlockFetch> Keeper<D, S, F> {
         outcome
     }
 
-    /// The lane on the spool of the snapshot in progress.
-    fn spool_lane(&self) -> Result<Rc<S::Lane>, Trouble> {
-        let spool = self.of.spool.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    /// The lane on the spool of this snapshot, which another may have followed.
+    fn spool_lane(&self, freeze: &Arc<Freeze>) -> Result<Rc<S::Lane>, Trouble> {
+        let current = self.of.spool().clone();
+        let spool = current.filter(|(of, _)| Arc::ptr_eq(of, freeze)).map(|(_, spool)| spool);
         let spool = spool.ok_or_else(|| io::Error::other("the snapshot is over"))?;
         let mut known = self.spool.borrow_mut();
         if let Some(open) = known.as_ref().filter(|open| Arc::ptr_eq(&open.spool, &spool)) {

@@ -1,7 +1,7 @@
 //! A snapshot while it is made: the volume's content at one instant, readable from any thread while clients go on.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
 use sealblk_block::{
     BlockDevice, BlockError, BlockLane, Buffer, Completion, Durability, Extent, Operation, SectorRange,
@@ -34,8 +34,11 @@ pub struct LiveSnapshot<D, S> {
     of: MappedDevice<D, S>,
     spool: Arc<S>,
     freeze: Arc<Freeze>,
+    /// The blocks that differ from `base`; without one all are wanted.
     needed: Option<Arc<Bits>>,
     base: Option<SnapshotId>,
+    /// What was known of changes before, should this come to nothing.
+    before: Option<Arc<Bits>>,
     completed: bool,
 }
 
@@ -55,33 +58,42 @@ impl<D: BlockDevice, S: BlockDevice> MappedDevice<D, S> {
     ///
     /// `spool` is where blocks are put aside that change before they are read: zeros throughout, as large as
     /// the volume (a sparse file), of no use afterwards. A keeper must be running while changes may come.
-    pub async fn begin_snapshot(&self, spool: S) -> Result<LiveSnapshot<D, S>, FreezeError> {
+    ///
+    /// `onto` is the snapshot that this one could be built upon, if there is one. Where it is not the one since
+    /// which changes are known, the snapshot is of all blocks.
+    pub async fn begin_snapshot(
+        &self,
+        spool: S,
+        onto: Option<SnapshotId>,
+    ) -> Result<LiveSnapshot<D, S>, FreezeError> {
         assert!(spool.geometry().sectors >= self.map.sectors, "a spool has room for every block");
         if self.map.freezing.swap(true, Ordering::AcqRel) {
             return Err(FreezeError::InProgress);
         }
         let aborted = Aborted(&self.map);
         let spool = Arc::new(spool);
-        *self.spool.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&spool));
         // All that takes time for a large volume is made before the gate is closed, but one copy.
-        let base = *self.map.base();
+        let known = *self.map.base();
+        let base = known.filter(|known| onto == Some(*known));
         let fresh = Arc::new(Bits::new(self.map.blocks));
         let all = base.is_none().then(|| Bits::full(self.map.blocks));
         let mut begun = None;
         self.map
             .gate
             .exchange(|plan| {
-                let needed = base.and(plan.changed.clone());
+                let before = known.and(plan.changed.clone());
+                let needed = base.and(before.clone());
                 let wanted = all.or_else(|| needed.as_ref().map(|needed| needed.copy()));
                 let wanted = wanted.expect("what changed is known, or all is wanted");
                 let freeze = Arc::new(Freeze::new(wanted, self.map.desk.clone()));
-                begun = Some((Arc::clone(&freeze), needed));
+                *self.spool() = Some((Arc::clone(&freeze), Arc::clone(&spool)));
+                begun = Some((Arc::clone(&freeze), needed, before));
                 Plan { changed: Some(fresh), freeze: Some(freeze) }
             })
             .await;
         std::mem::forget(aborted);
-        let (freeze, needed) = begun.expect("an exchange that returned has called its function");
-        Ok(LiveSnapshot { of: self.clone(), spool, freeze, needed, base, completed: false })
+        let (freeze, needed, before) = begun.expect("an exchange that returned has called its function");
+        Ok(LiveSnapshot { of: self.clone(), spool, freeze, needed, base, before, completed: false })
     }
 }
 
@@ -139,16 +151,15 @@ impl<D, S> Drop for LiveSnapshot<D, S> {
         let map = &self.of.map;
         // Of a snapshot that was abandoned, what changed before it counts as well as what changed since; if
         // the former was not known, nothing is.
-        let kept = if self.completed { true } else { self.needed.is_some() };
         map.gate.replace(|plan| {
-            let changed = plan.changed.clone().filter(|_| kept);
-            if let (false, Some(changed), Some(before)) = (self.completed, &changed, &self.needed) {
+            let changed = plan.changed.clone().filter(|_| self.completed || self.before.is_some());
+            if let (false, Some(changed), Some(before)) = (self.completed, &changed, &self.before) {
                 changed.add(before);
             }
             Plan { changed, freeze: None }
         });
         self.freeze.finish();
-        *self.of.spool.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.of.spool() = None;
         map.freezing.store(false, Ordering::Release);
     }
 }
@@ -198,10 +209,12 @@ impl<D: BlockLane, S: BlockLane> FrozenReader<D, S> {
     }
 
     /// Fills `buffer` (its length is the block's) with what `block` held, as it is stored: ciphertext on an encrypted
-    /// volume. A missing block is brought first. Not after [`FrozenReader::release`].
+    /// volume. A missing block is brought first. Only of blocks that [`FrozenReader::next`] may name: with a base, others may
+    /// have changed since. Not after [`FrozenReader::release`].
     pub async fn read(&self, block: u64, mut buffer: Buffer) -> Completion {
         let range = sectors_of(block..block + 1, self.map.sectors);
         assert_eq!(range.bytes(), buffer.len() as u64, "a buffer for this block");
+        assert!(self.needed.as_ref().is_none_or(|needed| needed.get(block)), "a block that was frozen");
         let lost = |trouble: Trouble| trouble.answer(Operation::Read, range.start);
         if let Some(restore) = &self.map.restore
             && let Err(trouble) = restore.need(block).await
