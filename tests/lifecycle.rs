@@ -261,12 +261,12 @@ fn an_unknown_version_and_an_unknown_field_are_refused() {
     let volume = used_volume(&pool);
     let record = pool.volume_dir(&volume).join("volume.json");
     let whole = std::fs::read(&record).expect("the record");
-    forge(&record, "\"Version\": 1", "\"Version\": 1");
+    forge(&record, "\"Version\": 2", "\"Version\": 2");
     assert_eq!(std::fs::read(&record).expect("the record"), whole, "a forged record is well made");
-    forge(&record, "\"Version\": 1", "\"Version\": 2");
-    attach_refused(&pool, &volume, exit::FAILED, &["volume.json", "ersion 2"]);
+    forge(&record, "\"Version\": 2", "\"Version\": 3");
+    attach_refused(&pool, &volume, exit::FAILED, &["volume.json", "ersion 3"]);
     std::fs::write(&record, &whole).expect("repair");
-    forge(&record, "\"Version\": 1,", "\"Version\": 1,\n  \"Compression\": \"lz4\",");
+    forge(&record, "\"Version\": 2,", "\"Version\": 2,\n  \"Compression\": \"lz4\",");
     attach_refused(&pool, &volume, exit::FAILED, &["volume.json", "Compression"]);
 }
 
