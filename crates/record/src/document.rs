@@ -85,7 +85,7 @@ pub fn to_bytes<T: Document>(path: &Path, document: &T) -> Result<Vec<u8>, Recor
 }
 
 /// The document in the bytes of a record that came from a store; `path` is for the error. The caller bounds
-/// how many bytes it reads ([`MAX_RECORD_BYTES`](crate::MAX_RECORD_BYTES)).
+/// how many bytes it reads ([`MAX_RECORD_BYTES`]).
 ///
 /// # Errors
 /// [`RecordError::Damaged`] (with no previous generation), [`RecordError::WrongFormat`] and

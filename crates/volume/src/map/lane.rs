@@ -1,4 +1,4 @@
-//! One thread's way to a [`MappedDevice`]: what the block map makes of each request.
+//! One thread's way to a `MappedDevice`: what the block map makes of each request.
 //!
 //! In order, for a request that changes something: (1) blocks that are missing are brought, or claimed if the request
 //! covers them; (2) the write gate; (3) blocks that a snapshot wants are saved; (4) the blocks are noted as changed;
