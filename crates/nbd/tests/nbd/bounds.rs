@@ -129,8 +129,8 @@ fn cve_2024_7409_clients_that_only_connect_cannot_keep_others_out() {
         honest.disconnect().expect("sent");
     }
     assert_eq!(established.read(0, 1).expect("a reply"), Ok(vec![0]), "who transmits keeps its place");
-    // The oldest made room: it is at its end.
-    assert!(idlers[1].receive_rest().is_ok_and(|greeting| greeting.len() == 18));
+    // The oldest made room: it is at its end, greeted or not even that.
+    assert!(idlers[1].receive_rest().is_ok_and(|greeting| matches!(greeting.len(), 0 | 18)));
     drop((established, idlers));
     let report = server.stop();
     assert_eq!((report.panicked, report.cut, report.stuck), (0, 0, 0));
