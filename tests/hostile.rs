@@ -155,8 +155,11 @@ fn a106_without_file_descriptors_it_waits_and_does_not_spin() {
     let spent = ticks(&attachment) - before;
     assert!(spent < 60, "{spent} hundredths of a second of two seconds");
     let log = attachment.log();
-    // Told again only after somebody could be accepted in between, and it rests for a tenth of a second each time.
-    assert!(log.matches("could not be accepted").count() < 15, "not told ten times a second: {log}");
+    // Told again only after somebody was accepted in between. How many of the crowd come as far as that, and then find no
+    // descriptor for their ring, depends on how many descriptors the limit happens to leave.
+    let told = log.matches("could not be accepted").count();
+    let accepted = log.matches(" connected\n").count();
+    assert!((1..=accepted + 1).contains(&told), "told {told} times, {accepted} accepted: {log}");
     drop(crowd);
     let mut after = NbdClient::new(connect(&attachment));
     after.go("").expect("accepted as soon as there are descriptors again");
