@@ -14,6 +14,7 @@ use sealblk_keymem::KeyMemError;
 use sealblk_kms::{KeyState, KmsError, KmsErrorKind};
 use sealblk_nbd::TlsError;
 use sealblk_record::RecordError;
+use sealblk_snapshot::{SnapshotError, StoreFault};
 use sealblk_volume::map::MapError;
 use sealblk_volume::{MalformedId, OpenError, SealError, SizeError, VolumeId};
 
@@ -93,6 +94,9 @@ pub enum ControlError {
     #[error("the process that served {id} reported: {message}")]
     DetachFailed { id: VolumeId, message: String },
 
+    /// A snapshot, or the repository that holds it.
+    #[error(transparent)]
+    Snapshot(Box<SnapshotError>),
     /// The file or device for the bytes cannot be used.
     #[error(transparent)]
     Backing(#[from] BackingError),
@@ -166,6 +170,15 @@ impl From<KmsError> for ControlError {
     }
 }
 
+impl From<SnapshotError> for ControlError {
+    fn from(error: SnapshotError) -> Self {
+        match error {
+            SnapshotError::Record(error) => Self::Record(error),
+            error => Self::Snapshot(Box::new(error)),
+        }
+    }
+}
+
 /// The volumes by name, as far as a line takes them.
 fn volumes(users: &KeyUsers) -> String {
     const NAMED: usize = 5;
@@ -229,6 +242,7 @@ impl ControlError {
             }
             Self::KeyInUse { .. } => ("KeyInUse", State),
             Self::Backing(error) => error.verdict(),
+            Self::Snapshot(error) => snapshot_verdict(error),
             Self::Kms(error) => kms_verdict(error.kind),
             Self::KeyState { state: KeyState::PendingDeletion, .. } => ("KMSInvalidStateException", Denied),
             Self::KeyState { .. } => ("DisabledException", Denied),
@@ -261,6 +275,35 @@ impl ControlError {
             | Self::KeyMemory(_)
             | Self::Start { .. } => ("InternalError", Failed),
         }
+    }
+}
+
+/// EC2's codes for what is wrong with a snapshot (ebs.md A.8), and what they mean for the caller.
+fn snapshot_verdict(error: &SnapshotError) -> (&'static str, ErrorClass) {
+    match error {
+        SnapshotError::NotFound { .. } => ("InvalidSnapshot.NotFound", ErrorClass::NotFound),
+        SnapshotError::WrongState { .. }
+        | SnapshotError::Exists { .. }
+        | SnapshotError::Superseded { .. } => ("IncorrectState", ErrorClass::State),
+        SnapshotError::InvalidRequest { .. } | SnapshotError::Location { .. } => {
+            ("InvalidParameterValue", ErrorClass::Usage)
+        }
+        SnapshotError::Store { kind: StoreFault::Denied, .. } => {
+            ("UnauthorizedOperation", ErrorClass::Denied)
+        }
+        SnapshotError::Store { kind: StoreFault::Unavailable, .. } => {
+            ("Unavailable", ErrorClass::Unreachable)
+        }
+        SnapshotError::Local { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            ("UnauthorizedOperation", ErrorClass::Denied)
+        }
+        SnapshotError::Record(_)
+        | SnapshotError::Metadata { .. }
+        | SnapshotError::Damaged { .. }
+        | SnapshotError::Unfit { .. }
+        | SnapshotError::Caller { .. }
+        | SnapshotError::Stopped
+        | SnapshotError::Local { .. } => ("InternalError", ErrorClass::Failed),
     }
 }
 

@@ -34,6 +34,7 @@ mod pool;
 mod rewrap;
 mod runtime;
 mod settings;
+mod snapshot;
 mod stats;
 mod store;
 mod uri;
@@ -60,4 +61,7 @@ pub use rewrap::RewrapOutcome;
 pub use runtime::{RuntimeDir, SocketError};
 pub use sealblk_volume::VolumeId;
 pub use settings::Settings;
+pub use snapshot::{
+    CopiedFrom, RepositoryPlace, SnapshotDescription, SnapshotEncryption, SnapshotMetadata, XtsSnapshot,
+};
 pub use stats::{AttachmentStatistics, KindStatistics, LatencyHistogram, Percentiles};

@@ -13,6 +13,7 @@ use sealblk_volume::{VolumeDirectory, VolumeId, VolumeRecord};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ControlError;
+use crate::snapshot::RepositoryPlace;
 
 /// `pool.json`: which region and account the pool plays.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -99,6 +100,11 @@ impl PoolDirectory {
         self.path.join("kms.json")
     }
 
+    /// Where the pool keeps snapshots itself.
+    pub(crate) fn snapshots(&self) -> PathBuf {
+        self.path.join("snapshots")
+    }
+
     fn volumes_dir(&self) -> PathBuf {
         self.path.join("volumes")
     }
@@ -131,12 +137,21 @@ fn make_directories(pool: &Path) -> Result<(), ControlError> {
 pub struct Pool {
     directory: PoolDirectory,
     pub(crate) kms: Arc<dyn Kms + Send + Sync>,
+    pub(crate) repository: RepositoryPlace,
 }
 
 impl Pool {
-    /// A pool whose keys come from `kms`, which is called for encrypted volumes only.
+    /// A pool whose keys come from `kms`, which is called for encrypted volumes only, and whose snapshots are in its own
+    /// directory.
     pub fn new(directory: PoolDirectory, kms: Arc<dyn Kms + Send + Sync>) -> Self {
-        Self { directory, kms }
+        let repository = RepositoryPlace::own(&directory);
+        Self { directory, kms, repository }
+    }
+
+    /// The same, with its snapshots elsewhere.
+    #[must_use]
+    pub fn with_repository(self, repository: RepositoryPlace) -> Self {
+        Self { repository, ..self }
     }
 
     pub(crate) fn pool_directory(&self) -> &PoolDirectory {

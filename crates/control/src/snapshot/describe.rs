@@ -1,0 +1,93 @@
+//! DescribeSnapshots: what is known of snapshots, with EC2's field names. Changes nothing and calls no KMS.
+
+use jiff::Timestamp;
+use sealblk_snapshot::{BLOCK_BYTES, SnapshotRecord, State};
+use sealblk_volume::{DataKeyId, KeyReference, SnapshotId, VolumeId};
+use serde::Serialize;
+
+use super::metadata::{SnapshotEncryption, SnapshotMetadata};
+use crate::error::ControlError;
+use crate::offline;
+use crate::pool::Pool;
+
+/// One snapshot. Serialises with EC2's field names where EC2 has the field.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct SnapshotDescription {
+    /// The id.
+    pub snapshot_id: SnapshotId,
+    /// The state.
+    pub state: State,
+    /// Why it is in error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_message: Option<String>,
+    /// How much of it is stored: `NN%`.
+    pub progress: String,
+    /// When it was begun.
+    pub start_time: Timestamp,
+    /// When it was completed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completion_time: Option<Timestamp>,
+    /// The volume that it was made of.
+    pub volume_id: VolumeId,
+    /// That volume's size in GiB, rounded up.
+    pub volume_size: u64,
+    /// That volume's size in bytes.
+    pub volume_size_bytes: u64,
+    /// Bytes of the blocks that have data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full_snapshot_size_in_bytes: Option<u64>,
+    /// The account that it belongs to.
+    pub owner_id: String,
+    /// What its maker wrote about it.
+    pub description: String,
+    /// Whether it is encrypted.
+    pub encrypted: bool,
+    /// The ARN of the key it is encrypted under.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kms_key_id: Option<KeyReference>,
+    /// What its data key is known by: equal for volumes and snapshots that share it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_encryption_key_id: Option<DataKeyId>,
+}
+
+impl Pool {
+    /// Everything known of one snapshot, in whatever state.
+    pub fn describe_snapshot(&self, id: SnapshotId) -> Result<SnapshotDescription, ControlError> {
+        let record =
+            offline::run(async { Ok::<_, ControlError>(self.repository.open().await?.record(id).await?) })??;
+        describe(&record)
+    }
+
+    /// All snapshots in the repository, in whatever state, by id.
+    pub fn list_snapshots(&self) -> Result<Vec<SnapshotDescription>, ControlError> {
+        let records: Vec<SnapshotRecord> =
+            offline::run(async { Ok::<_, ControlError>(self.repository.open().await?.snapshots().await?) })??;
+        records.iter().map(describe).collect()
+    }
+}
+
+fn describe(record: &SnapshotRecord) -> Result<SnapshotDescription, ControlError> {
+    let metadata: SnapshotMetadata = record.metadata()?;
+    let data_key = match &metadata.encryption {
+        SnapshotEncryption::Plain {} => None,
+        SnapshotEncryption::Aes256Xts(xts) => Some(xts.data_key_id()),
+    };
+    Ok(SnapshotDescription {
+        snapshot_id: record.snapshot_id,
+        state: record.state,
+        state_message: record.state_message.clone(),
+        progress: format!("{}%", record.progress_percent()),
+        start_time: record.start_time,
+        completion_time: record.completion_time,
+        volume_id: metadata.volume_id,
+        volume_size: record.volume_size_bytes.div_ceil(1 << 30),
+        volume_size_bytes: record.volume_size_bytes,
+        full_snapshot_size_in_bytes: record.root.map(|root| root.blocks.saturating_mul(BLOCK_BYTES)),
+        encrypted: data_key.is_some(),
+        kms_key_id: metadata.kms_key_id().cloned(),
+        data_encryption_key_id: data_key,
+        owner_id: metadata.owner_id,
+        description: metadata.description,
+    })
+}

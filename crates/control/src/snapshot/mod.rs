@@ -1,0 +1,12 @@
+//! Snapshots as EC2 knows them: what `sealblk-snapshot` stores, with an owner, a volume, and a key.
+//!
+//! The repository (`sealblk-snapshot`) knows blocks and nothing of what they mean; [`SnapshotMetadata`] says that, in the part of
+//! a snapshot's record that is its caller's. Where the repository is, is the caller's choice: [`RepositoryPlace`].
+
+mod describe;
+mod metadata;
+mod place;
+
+pub use describe::SnapshotDescription;
+pub use metadata::{CopiedFrom, SnapshotEncryption, SnapshotMetadata, XtsSnapshot};
+pub use place::RepositoryPlace;
