@@ -136,6 +136,7 @@ fn record() -> VolumeRecord {
         backing: Backing::File {},
         encryption: Encryption::Aes256Xts(XtsEncryption::new(arn, wrapped, id)),
         discard: true,
+        name: None,
         snapshot_id: None,
     }
 }

@@ -173,6 +173,30 @@ fn a_volumes_document_has_the_names_of_ec2() {
 }
 
 #[test]
+fn r42_a_volume_is_modified_in_size_and_name_and_its_key_cannot_be() {
+    let cli = Cli::new();
+    let created = cli.json(&["volume", "create", "--size", "1MiB", "--encrypted", "--name", "db-1"]);
+    let id = created["VolumeId"].as_str().expect("an id");
+    assert_eq!(created["Name"], "db-1");
+    let attached = cli.attach(&[id]);
+    let grown = cli.json(&["volume", "modify", id, "--size", "2GiB", "--name", "db-2"]);
+    assert_eq!((&grown["Size"], &grown["Name"]), (&2.into(), &"db-2".into()));
+    assert_eq!(grown["KmsKeyId"], created["KmsKeyId"]);
+    assert_eq!(cli.json(&["volume", "describe", id]), grown);
+    assert!(cli.ok(&["volume", "list"]).contains("db-2"));
+    let (code, name, message) = cli.error(&["volume", "modify", id, "--size", "1GiB"]);
+    assert_eq!((code, name.as_str()), (2, "InvalidParameterValue"));
+    assert_eq!(message, "New size cannot be smaller than existing size");
+    let (code, ..) = cli.error(&["volume", "modify", id, "--kms-key-id", "alias/x"]);
+    assert_eq!(code, 2);
+    let (code, ..) = cli.error(&["volume", "describe", "db-2"]);
+    assert_eq!(code, 2, "commands take ids");
+    attached.signal(rustix::process::Signal::TERM);
+    assert_eq!(attached.wait(), (Some(0), String::new()));
+    assert!(cli.json(&["volume", "modify", id, "--name", ""])["Name"].is_null());
+}
+
+#[test]
 fn keys_are_created_listed_disabled_and_enabled() {
     let cli = Cli::new();
     let arn = cli.ok(&["key", "create", "--description", "backup"]);
@@ -243,6 +267,17 @@ fn what_makes_no_sense_is_exit_code_2_with_a_reason() {
             "--encrypted",
         ),
         (&["volume", "describe", "vol-1"], "InvalidVolumeID.Malformed", "vol-1"),
+        (&["volume", "modify", "vol-0123456789abcdef0"], "InvalidParameterValue", "at least one of size"),
+        (
+            &["volume", "modify", "vol-0123456789abcdef0", "--kms-key-id", "alias/x"],
+            "InvalidParameter",
+            "--kms-key-id",
+        ),
+        (
+            &[&create[..], &["1MiB", "--name", "vol-0123456789abcdef0"]].concat(),
+            "InvalidParameter",
+            "is no id",
+        ),
         (
             &["volume", "attach", "vol-0123456789abcdef0", "--direct", "--buffered"],
             "InvalidParameter",

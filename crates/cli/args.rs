@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sealblk_control::MetricsAddress;
+use sealblk_volume::{InvalidName, VolumeName};
 
 use crate::endpoint_args::{EndpointArgs, LimitArgs};
 use crate::key::KeyCommand;
@@ -152,6 +153,15 @@ Examples:
   sealblk volume create --size 100GiB --encrypted --backing /dev/nvme1n1 --erase
   sealblk volume create --size 100GiB --encrypted --backing 'nbd+unix:///?socket=/run/rbd.sock'")]
     Create(CreateArgs),
+    /// Make a volume larger, or give it another name, attached or not; its key cannot change
+    #[command(after_help = "\
+Examples:
+  sealblk volume modify vol-0123456789abcdef0 --size 20GiB
+  sealblk volume modify vol-0123456789abcdef0 --name db-1
+
+New connections see the new size at once; those that are open keep theirs (docs/NBD.md says how
+nbd-client and QEMU pick it up). A new name of an attached volume becomes an export name with the next attachment.")]
+    Modify(ModifyArgs),
     /// Serve a volume over NBD until it is detached; runs in the foreground and prints one line when ready
     #[command(after_help = "\
 Examples:
@@ -254,6 +264,9 @@ pub(crate) struct CreateArgs {
     /// pool; a new file is created sparse
     #[arg(long, value_name = "PATH|URI")]
     pub(crate) backing: Option<PathBuf>,
+    /// What people call it, and a further name of its export; need not be unique. Commands take the id
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<VolumeName>,
     /// Ignore TRIM and write encrypted zeros for WRITE_ZEROES, so that the store cannot tell what is in use
     #[arg(long)]
     pub(crate) no_discard: bool,
@@ -274,6 +287,27 @@ impl CreateArgs {
             (false, false) => None,
         }
     }
+}
+
+#[derive(Args)]
+pub(crate) struct ModifyArgs {
+    /// The volume's id
+    #[arg(value_name = "VOL")]
+    pub(crate) volume: String,
+    /// Its new size, as for create; not smaller than it is
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) size: Option<u64>,
+    /// Its new name; an empty one takes the name away
+    #[arg(long, value_name = "NAME", value_parser = parse_new_name)]
+    pub(crate) name: Option<NewName>,
+}
+
+/// A name, or none any more.
+#[derive(Clone)]
+pub(crate) struct NewName(pub(crate) Option<VolumeName>);
+
+fn parse_new_name(text: &str) -> Result<NewName, InvalidName> {
+    if text.is_empty() { Ok(NewName(None)) } else { text.parse().map(|name| NewName(Some(name))) }
 }
 
 #[derive(Args)]

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sealblk_control::{
-    BackingPlace, ControlError, CreateVolume, DeletedData, Explanation, ListedVolume, Pool, PoolDirectory,
-    VolumeDescription, VolumeId, VolumeState,
+    BackingPlace, ControlError, CreateVolume, DeletedData, Explanation, ListedVolume, ModifyVolume, Pool,
+    PoolDirectory, VolumeDescription, VolumeId, VolumeName, VolumeState,
 };
 use sealblk_volume::Materialized;
 use serde_json::json;
 
-use crate::args::{CreateArgs, VolumeCommand};
+use crate::args::{CreateArgs, ModifyArgs, NewName, VolumeCommand};
 use crate::attach;
 use crate::exit::Failure;
 use crate::kms;
@@ -30,6 +30,7 @@ pub(crate) fn run(command: VolumeCommand, place: &Place, output: &Output) -> Res
     };
     match command {
         VolumeCommand::Create(args) => create(&pool()?, args, output),
+        VolumeCommand::Modify(args) => modify(&pool()?, args, output),
         VolumeCommand::Attach(args) => {
             let pool = pool()?;
             attach::refuse_unattended(&pool, &directory, &args)?;
@@ -61,6 +62,7 @@ fn create(pool: &Pool, args: CreateArgs, output: &Output) -> Result<(), Failure>
         kms_key_id: args.kms_key_id,
         recovery_kms_key_ids: args.recovery_kms_key_id,
         backing: args.backing.map(BackingPlace::meant_by).transpose().map_err(ControlError::from)?,
+        name: args.name,
         discard: !args.no_discard,
         erase: args.erase,
     };
@@ -76,6 +78,16 @@ fn create(pool: &Pool, args: CreateArgs, output: &Output) -> Result<(), Failure>
         volume.kms_key_id.as_ref().map_or("not encrypted".to_owned(), |key| format!("encrypted under {key}"));
     output.text_note(&format!("{} in {}, {how}", show_bytes(volume.size_bytes.bytes()), volume.backing));
     Ok(())
+}
+
+fn modify(pool: &Pool, args: ModifyArgs, output: &Output) -> Result<(), Failure> {
+    let request = ModifyVolume {
+        volume: id(&args.volume)?,
+        size_bytes: args.size,
+        name: args.name.map(|NewName(name)| name),
+    };
+    let volume = pool.modify_volume(&request)?;
+    Ok(output.result(&volume, || describe(&volume))?)
 }
 
 fn explain(explanation: &Explanation) -> String {
@@ -123,7 +135,7 @@ fn list(pool: &Pool, output: &Output) -> Result<(), Failure> {
     let volumes = pool.list_volumes()?;
     output.result(&json!({ "Volumes": volumes }), || {
         let rows: Vec<Vec<String>> = volumes.iter().map(row).collect();
-        table(&["VOLUME", "STATE", "SIZE", "ALLOCATED", "ENCRYPTED", "CREATED"], &[2, 3], &rows)
+        table(&["VOLUME", "STATE", "SIZE", "ALLOCATED", "ENCRYPTED", "CREATED", "NAME"], &[2, 3], &rows)
     })?;
     for volume in &volumes {
         if let ListedVolume::Damaged(volume) = volume {
@@ -143,23 +155,25 @@ fn row(volume: &ListedVolume) -> Vec<String> {
             volume.allocated_bytes.map_or_else(none, show_bytes),
             yes(volume.encrypted),
             seconds(volume.create_time),
+            volume.name.as_ref().map_or_else(none, VolumeName::to_string),
         ],
         ListedVolume::Damaged(volume) => {
             let state = VolumeState::Error.as_str().to_owned();
-            vec![volume.volume_id.to_string(), state, none(), none(), none(), none()]
+            vec![volume.volume_id.to_string(), state, none(), none(), none(), none(), none()]
         }
     }
 }
 
 fn describe(volume: &VolumeDescription) -> String {
     let size = format!("{} ({} bytes)", show_bytes(volume.size_bytes.bytes()), volume.size_bytes.bytes());
-    let mut pairs = vec![
-        ("VolumeId", volume.volume_id.to_string()),
+    let mut pairs = vec![("VolumeId", volume.volume_id.to_string())];
+    pairs.extend(volume.name.as_ref().map(|name| ("Name", name.to_string())));
+    pairs.extend([
         ("State", volume.state.as_str().to_owned()),
         ("Size", size),
         ("Allocated", volume.allocated_bytes.map_or("unknown".to_owned(), show_bytes)),
         ("Encrypted", yes(volume.encrypted)),
-    ];
+    ]);
     pairs.extend(volume.kms_key_id.as_ref().map(|key| ("KmsKeyId", key.to_string())));
     pairs.extend(volume.key_material_id.clone().map(|material| ("KeyMaterialId", material)));
     pairs.extend(volume.recovery_keys.iter().map(|key| ("RecoveryKey", key.kms_key_id.to_string())));

@@ -6,7 +6,8 @@ use crate::buffer::Buffer;
 use crate::error::BlockError;
 use crate::sector::{Lba, SectorRange};
 
-/// Shape of a device; constant for as long as a lane is open.
+/// Shape of a device. Its size may grow; a lane serves at least what the device showed before the lane was opened, and all
+/// else is constant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Geometry {
     /// Size in 512-byte sectors.

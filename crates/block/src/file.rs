@@ -7,15 +7,16 @@
 //! inline call, a copy in memory. Durable writes, syncs and `fallocate` wait for the disk, so they always
 //! go through the ring.
 //!
-//! Not here: byte granularity ([`crate::ByteDevice`]), and creating or growing files.
+//! Not here: byte granularity ([`crate::ByteDevice`]), and creating files or making them longer.
 
 mod lane;
 mod zero;
 
 use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub use lane::FileLane;
 
@@ -72,8 +73,11 @@ pub struct FileDevice {
 /// What all lanes of the device share.
 #[derive(Debug)]
 struct Inner {
+    path: PathBuf,
     file: Arc<File>,
-    geometry: Geometry,
+    /// All but the size, which may have grown since.
+    opened: Geometry,
+    sectors: AtomicU64,
     kind: Kind,
     caching: Caching,
     logical_block_bytes: u32,
@@ -81,6 +85,12 @@ struct Inner {
     inline_writes: bool,
     gate: Arc<SyncGate>,
     learned: Learned,
+}
+
+impl Inner {
+    fn geometry(&self) -> Geometry {
+        Geometry { sectors: self.sectors.load(Ordering::Acquire), ..self.opened }
+    }
 }
 
 /// What the file system turned out not to do: asked once, not again.
@@ -120,8 +130,10 @@ impl FileDevice {
             read_only: options.read_only,
         };
         let inner = Inner {
+            path: path.to_owned(),
             file: Arc::new(store.file),
-            geometry,
+            opened: geometry,
+            sectors: AtomicU64::new(geometry.sectors),
             kind: store.kind,
             caching,
             logical_block_bytes: store.logical_block_bytes,
@@ -131,6 +143,21 @@ impl FileDevice {
             learned: Learned::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Shows at least `bytes` bytes from now on, to lanes that are open too. The file or block device has grown
+    /// already, and to whole units: both are checked.
+    pub fn grow(&self, bytes: u64) -> Result<(), StoreError> {
+        let path = || self.inner.path.clone();
+        // No lane uses the file's own position.
+        let found = (&*self.inner.file).seek(SeekFrom::End(0)).map_err(|source| StoreError::Io {
+            path: path(),
+            operation: Operation::Open,
+            source,
+        })?;
+        let bytes = checked_size(path(), found, Some(bytes), self.inner.opened.unit_bytes)?;
+        self.inner.sectors.fetch_max(bytes / SECTOR_BYTES as u64, Ordering::AcqRel);
+        Ok(())
     }
 
     /// How it was opened.
@@ -165,12 +192,12 @@ impl BlockDevice for FileDevice {
     type Lane = FileLane;
 
     fn geometry(&self) -> Geometry {
-        self.inner.geometry
+        self.inner.geometry()
     }
 
     fn open_lane(&self) -> Result<FileLane, BlockError> {
         let inner = Arc::clone(&self.inner);
-        let unit_bytes = inner.geometry.unit_bytes;
+        let unit_bytes = inner.opened.unit_bytes;
         let ring = Ring::new(Arc::clone(&inner.file), inner.ring_depth, unit_bytes, Arc::clone(&inner.gate));
         let ring =
             ring.map_err(|source| BlockError::Io { operation: Operation::Open, at: Lba(0), source })?;

@@ -70,6 +70,19 @@ fn a_size_that_is_not_whole_units_is_refused_and_not_rounded() {
 }
 
 #[test]
+fn a_device_shows_more_of_a_file_that_has_grown_and_never_less() {
+    let file = file_in(&std::env::temp_dir(), 4096);
+    let device = lanes::open(file.path(), Caching::Buffered);
+    assert!(matches!(device.grow(8192), Err(StoreError::Truncated { .. })));
+    file.as_file().set_len(8192).expect("longer");
+    assert_eq!(device.geometry().sectors, 8, "until it is told");
+    assert!(matches!(device.grow(4097), Err(StoreError::NotWholeUnits { .. })));
+    device.grow(8192).expect("it has them");
+    device.grow(4096).expect("nothing to do");
+    assert_eq!(device.geometry().sectors, 16);
+}
+
+#[test]
 fn a_read_only_device_reads_and_refuses_every_change() {
     let file = file_in(&std::env::temp_dir(), 8192);
     std::fs::write(file.path(), [5; 8192]).expect("written");

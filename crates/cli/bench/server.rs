@@ -82,6 +82,7 @@ impl Volumes<'_> {
                 kms_key_id: None,
                 recovery_kms_key_ids: Vec::new(),
                 backing: None,
+                name: None,
                 discard: true,
                 erase: false,
             },

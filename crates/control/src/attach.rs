@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use sealblk_block::{BlockDevice, BlockLane, ByteDevice, Caching};
 use sealblk_nbd::{Events, ExportInfo, Limits, Listener, ServeReport, Server, Statistics};
-use sealblk_volume::VolumeId;
+use sealblk_volume::{VolumeId, VolumeName};
 use tokio::sync::watch;
 
 use crate::attachment::{Announcement, AttachmentRecord, AttachmentState, GrantRecord};
@@ -16,6 +16,7 @@ use crate::conversation::{Answer, ControlSocket};
 use crate::endpoints::{BoundEndpoints, Endpoints, UnixEndpoint};
 use crate::error::ControlError;
 use crate::grant::{HeldGrant, KeyUse};
+use crate::grow::{Grower, Growing};
 use crate::hold::HeldVolume;
 use crate::keep::Keeping;
 use crate::key_watch::{KeyEvent, KeyEvents, KeyLossPolicy, KeyWatch, WatchedKey};
@@ -54,6 +55,8 @@ pub struct Attachment<'p> {
     limits: Limits,
     volume: OpenVolume<'p>,
     announcement: Announcement,
+    /// What clients may call the export besides the id.
+    name: Option<VolumeName>,
     held: HeldVolume,
     pool: &'p Pool,
     key_loss: KeyLossPolicy,
@@ -103,6 +106,7 @@ impl Pool {
             holder.uris = endpoints.uris().to_vec();
         })?;
         let limits = request.limits.clone();
+        let name = record.name;
         let (pool, key_loss, key_events) = (self, request.key_loss, Box::new(|_: &KeyEvent| {}) as KeyEvents);
         Ok(Attachment {
             id,
@@ -112,6 +116,7 @@ impl Pool {
             limits,
             volume,
             announcement,
+            name,
             held,
             pool,
             key_loss,
@@ -157,7 +162,7 @@ impl Attachment<'_> {
     ) -> Result<ServeReport, ControlError> {
         let watch = self.watch_key()?;
         let Self { id, endpoints, mut control, mut metrics, .. } = self;
-        let Self { limits, volume, mut announcement, held: _held, pool, .. } = self;
+        let Self { limits, volume, mut announcement, name, held, pool, .. } = self;
         let statistics = Arc::<Statistics>::default();
         let source = StatisticsSource::new(id, Arc::clone(&statistics), volume.cipher_statistics());
         if let Some(metrics) = &mut metrics {
@@ -165,7 +170,13 @@ impl Attachment<'_> {
             serving.map_err(|source| ControlError::Start { what: "the metrics server", source })?;
         }
         let (stop, mut stopped) = watch::channel(false);
-        let listening = control.listen(source, move || {
+        let growing = Growing::new(Grower {
+            id,
+            directory: held.directory.clone(),
+            stored: volume.stored().clone(),
+            growth: volume.growth(),
+        });
+        let listening = control.listen(source, growing.clone(), move || {
             stop.send_replace(true);
         });
         listening.map_err(|source| ControlError::Start { what: "the control socket", source })?;
@@ -182,12 +193,13 @@ impl Attachment<'_> {
         };
         let (listeners, socket) =
             endpoints.on_this_runtime().map_err(|source| ControlError::Serve { id, source })?;
-        let front = Front { id, listeners, limits, statistics };
+        let front = Front { id, name, listeners, limits, statistics };
         let keeping = Keeping::start(id, volume.stored().clone())?;
         let (report, grant) = match volume {
             OpenVolume::Plain(volume) => (front.serve(volume, events, over).await, None),
             OpenVolume::Encrypted(volume, grant, _) => (front.serve(volume, events, over).await, Some(grant)),
         };
+        growing.end();
         // The volume, and with it every key, is gone from here on.
         drop((socket, metrics));
         let report = match report {
@@ -231,6 +243,7 @@ impl Attachment<'_> {
 /// What clients meet, whatever is behind it.
 struct Front {
     id: VolumeId,
+    name: Option<VolumeName>,
     listeners: Vec<Listener>,
     limits: Limits,
     statistics: Arc<Statistics>,
@@ -244,9 +257,10 @@ impl Front {
         events: &mut impl Events,
         over: impl Future<Output = ()>,
     ) -> Result<ServeReport, ControlError> {
-        let Self { id, listeners, limits, statistics } = self;
-        let name = id.to_string();
-        let info = ExportInfo::new(&name, &[], "").expect("a volume's id is a short text without NUL");
+        let Self { id, name, listeners, limits, statistics } = self;
+        let aliases: Vec<&str> = name.as_ref().map(VolumeName::as_str).into_iter().collect();
+        let info = ExportInfo::new(&id.to_string(), &aliases, "")
+            .expect("a volume's id and name are short texts without NUL");
         let failed = |source| ControlError::Serve { id, source };
         let device = ByteDevice::new(volume);
         let server = Server::new(device.clone(), info, limits).counting_in(statistics);
@@ -293,7 +307,7 @@ mod tests {
         let io = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         tokio::task::LocalSet::new().block_on(&io, async {
             let limits = Limits::default();
-            let front = Front { id, listeners: Vec::new(), limits, statistics: Arc::default() };
+            let front = Front { id, name: None, listeners: Vec::new(), limits, statistics: Arc::default() };
             front.serve(device, &mut (), std::future::ready(())).await
         })
     }

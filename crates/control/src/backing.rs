@@ -59,6 +59,14 @@ pub enum BackingError {
         /// The volume's.
         needed_bytes: u64,
     },
+    /// A volume that grows would get it.
+    #[error("{place} holds data at byte {at}, behind the volume's end: the volume does not grow over it")]
+    DataBehindEnd {
+        /// The file, device or export.
+        place: BackingPlace,
+        /// Where.
+        at: u64,
+    },
     /// The file system takes no file of this size.
     #[error("{} cannot have {needed_bytes} bytes: no space for it on this file system", path.display())]
     NoSpace {
@@ -111,9 +119,10 @@ pub enum BackingError {
 impl BackingError {
     pub(crate) fn verdict(&self) -> (&'static str, ErrorClass) {
         match self {
-            Self::NotBlank { .. } | Self::InUse { .. } | Self::Store(StoreError::InUse { .. }) => {
-                ("IncorrectState", ErrorClass::State)
-            }
+            Self::NotBlank { .. }
+            | Self::DataBehindEnd { .. }
+            | Self::InUse { .. }
+            | Self::Store(StoreError::InUse { .. }) => ("IncorrectState", ErrorClass::State),
             Self::Taken { .. } => ("VolumeInUse", ErrorClass::State),
             Self::TooSmall { .. } | Self::Uri(_) | Self::Store(StoreError::WrongKind { .. }) => {
                 ("InvalidParameterValue", ErrorClass::Usage)
@@ -248,6 +257,20 @@ fn grow(file: &File, path: &Path, size: VolumeSize) -> Result<(), BackingError> 
     file.set_len(size.bytes()).and_then(|()| file.sync_all()).map_err(named)?;
     let parent = path.parent().unwrap_or(Path::new("/"));
     File::open(parent).and_then(|parent| parent.sync_all()).map_err(named)
+}
+
+/// Gives the backing of a volume that grows the room for `size`, durably; a file is made longer, a block device has it
+/// or has not. Never shorter.
+pub(crate) fn lengthen(path: &Path, size: VolumeSize) -> Result<(), BackingError> {
+    let failed = |source| BackingError::Io { path: path.to_owned(), source };
+    let metadata = fs::metadata(path).map_err(failed)?;
+    if metadata.file_type().is_block_device() {
+        return refuse_smaller(path, size);
+    }
+    if metadata.len() >= size.bytes() {
+        return Ok(());
+    }
+    grow(&OpenOptions::new().write(true).open(path).map_err(failed)?, path, size)
 }
 
 /// Keeps other pools from attaching the same file or device for as long as the returned file is open. It is for no

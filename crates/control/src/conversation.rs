@@ -1,8 +1,9 @@
 //! The control socket of a serving process: one line of JSON each way. `detach` asks, and is answered when
-//! everything is flushed and wiped, or with why it is not; `stats` asks, and is answered at once.
+//! everything is flushed and wiped, or with why it is not; `stats` asks, and is answered at once; `modify` has the volume grow, and is answered when it has.
 //!
 //! Request `{"Action":"Detach"}`; answer `{"State":"detached"}` or `{"Error":"…"}`. Request `{"Action":"Stats"}`; answer
-//! [`AttachmentStatistics`]. Who may connect is decided by the socket's mode (0600).
+//! [`AttachmentStatistics`]. Request `{"Action":"Grow","SizeBytes":…}`; answer `{"State":"grown"}` or
+//! `{"Refused":{"Class":…,"Message":…}}`. Who may connect is decided by the socket's mode (0600).
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -11,8 +12,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use sealblk_volume::VolumeSize;
 use serde::{Deserialize, Serialize};
 
+use crate::error::ErrorClass;
+use crate::grow::Growing;
 use crate::runtime::BoundSocket;
 use crate::stats::{AttachmentStatistics, StatisticsSource};
 
@@ -28,6 +32,10 @@ const REQUEST_TIME: Duration = Duration::from_secs(2);
 enum Request {
     Detach {},
     Stats {},
+    Grow {
+        #[serde(rename = "SizeBytes")]
+        size: VolumeSize,
+    },
 }
 
 /// How it went.
@@ -37,6 +45,15 @@ pub(crate) enum Answer {
     State(String),
     /// What went wrong.
     Error(String),
+    /// What went wrong with a growth; the volume is served as before.
+    Refused {
+        /// What kind of trouble.
+        #[serde(rename = "Class")]
+        class: ErrorClass,
+        /// What it is.
+        #[serde(rename = "Message")]
+        message: String,
+    },
 }
 
 impl Answer {
@@ -60,10 +77,11 @@ impl ControlSocket {
         Self { _socket: socket, listener: Arc::new(listener), waiting: Arc::default(), thread: None }
     }
 
-    /// Answers from `statistics`, and calls `on_detach` for every request to detach, on a thread of its own.
+    /// Answers from `statistics`, grows the volume by `growing`, and calls `on_detach` for every request to detach, on a thread of its own.
     pub(crate) fn listen(
         &mut self,
         statistics: StatisticsSource,
+        growing: Growing,
         on_detach: impl Fn() + Send + 'static,
     ) -> io::Result<()> {
         let listener = Arc::clone(&self.listener);
@@ -76,6 +94,7 @@ impl ControlSocket {
                         on_detach();
                     }
                     Ok(Request::Stats {}) => tell(&mut client, &statistics.read()),
+                    Ok(Request::Grow { size }) => tell(&mut client, &grow(&growing, size)),
                     Err(error) => tell(&mut client, &Answer::Error(format!("no request: {error}"))),
                 }
             }
@@ -113,6 +132,31 @@ impl Drop for ControlSocket {
 pub(crate) fn ask_to_detach(socket: &Path, timeout: Duration) -> io::Result<Option<Answer>> {
     let line = ask(socket, &Request::Detach {}, LINE_BYTES, timeout)?;
     if line.is_empty() { Ok(None) } else { Ok(Some(serde_json::from_slice(&line)?)) }
+}
+
+fn grow(growing: &Growing, size: VolumeSize) -> Answer {
+    match growing.grow(size) {
+        Ok(()) => Answer::State("grown".to_owned()),
+        Err(error) => Answer::Refused { class: error.class(), message: error.with_causes() },
+    }
+}
+
+/// Asks the process behind `socket` to grow its volume, and waits for its answer, at most `timeout`. `None`: it went
+/// away without one.
+pub(crate) fn ask_to_grow(
+    socket: &Path,
+    size: VolumeSize,
+    timeout: Duration,
+) -> io::Result<Option<Result<(), (ErrorClass, String)>>> {
+    let line = ask(socket, &Request::Grow { size }, LINE_BYTES, timeout)?;
+    if line.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(match serde_json::from_slice(&line)? {
+        Answer::State(_) => Ok(()),
+        Answer::Refused { class, message } => Err((class, message)),
+        Answer::Error(message) => Err((ErrorClass::Failed, message)),
+    }))
 }
 
 /// What came of asking for statistics.
@@ -200,7 +244,9 @@ mod tests {
     fn statistics_are_told_at_once_even_while_a_detach_is_waiting() {
         let (_dir, path, mut control) = socket();
         let (sender, asked) = mpsc::channel();
-        control.listen(statistics(), move || sender.send(()).expect("the test waits")).expect("a thread");
+        control
+            .listen(statistics(), Growing::default(), move || sender.send(()).expect("the test waits"))
+            .expect("a thread");
         let socket = path.clone();
         let client = thread::spawn(move || ask_to_detach(&socket, Duration::from_secs(10)));
         asked.recv().expect("the request arrives");
@@ -216,7 +262,9 @@ mod tests {
     fn a_request_is_answered_when_all_is_done() {
         let (_dir, path, mut control) = socket();
         let (sender, asked) = mpsc::channel();
-        control.listen(statistics(), move || sender.send(()).expect("the test waits")).expect("a thread");
+        control
+            .listen(statistics(), Growing::default(), move || sender.send(()).expect("the test waits"))
+            .expect("a thread");
         let client = thread::spawn(move || ask_to_detach(&path, Duration::from_secs(10)));
         asked.recv().expect("the request arrives");
         control.conclude(&Answer::Error("the disk is on fire".to_owned()));
@@ -227,7 +275,9 @@ mod tests {
     #[test]
     fn what_is_no_request_is_refused_and_detaches_nothing() {
         let (_dir, path, mut control) = socket();
-        control.listen(statistics(), || panic!("nobody asked to detach")).expect("a thread");
+        control
+            .listen(statistics(), Growing::default(), || panic!("nobody asked to detach"))
+            .expect("a thread");
         let mut stream = UnixStream::connect(path).expect("it listens");
         stream.write_all(b"{\"Action\":\"FormatDisk\"}\n").expect("sent");
         let mut reply = String::new();

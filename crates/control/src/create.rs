@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use sealblk_kms::{EncryptionContext, KeyMetadata, KeyState, ReEncryptRequest, WrappedKey};
 use sealblk_record::{LockFile, RecordFile};
 use sealblk_volume::{
-    Backing, Encryption, KeyReference, RecoveryKey, VolumeDirectory, VolumeId, VolumeRecord, VolumeSize,
-    WrappedDataKey, XtsEncryption,
+    Backing, Encryption, KeyReference, RecoveryKey, VolumeDirectory, VolumeId, VolumeName, VolumeRecord,
+    VolumeSize, WrappedDataKey, XtsEncryption,
 };
 
 use crate::backing::{self, PreparedBacking};
@@ -37,6 +37,8 @@ pub struct CreateVolume {
     pub backing: Option<BackingPlace>,
     /// Whether TRIM may give space back to the store.
     pub discard: bool,
+    /// What people call it.
+    pub name: Option<VolumeName>,
     /// Whether what `backing` holds may be overwritten with zeros.
     pub erase: bool,
 }
@@ -131,6 +133,7 @@ impl Pool {
             backing,
             encryption,
             discard: request.discard,
+            name: request.name.clone(),
             snapshot_id: None,
         };
         let _names = self.lock_names()?;

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use sealblk_kms::{GrantId, wrapped_under};
 use sealblk_record::wait_until_free;
 use sealblk_volume::{
-    Backing, Encryption, KeyReference, RecoveryKey, SnapshotId, VolumeDirectory, VolumeId, VolumeRecord,
-    VolumeSize, WrappedDataKey,
+    Backing, Encryption, KeyReference, RecoveryKey, SnapshotId, VolumeDirectory, VolumeId, VolumeName,
+    VolumeRecord, VolumeSize, WrappedDataKey,
 };
 use serde::Serialize;
 
@@ -47,6 +47,9 @@ pub struct VolumeDescription {
     pub volume_id: VolumeId,
     /// The state.
     pub state: VolumeState,
+    /// What people call it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<VolumeName>,
     /// Size in GiB, rounded up.
     pub size: u64,
     /// Size in bytes.
@@ -165,6 +168,7 @@ fn describe(directory: &VolumeDirectory, record: &VolumeRecord) -> Result<Volume
     Ok(VolumeDescription {
         volume_id: record.volume_id,
         state: if in_use { VolumeState::InUse } else { VolumeState::Available },
+        name: record.name.clone(),
         size: record.size_bytes.bytes().div_ceil(1 << 30),
         size_bytes: record.size_bytes,
         // A backing that is gone is found at attach, where it matters; here it is only not known.

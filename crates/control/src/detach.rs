@@ -52,7 +52,9 @@ impl Pool {
 fn ask(id: VolumeId, holder: &AttachmentRecord, left: Duration) -> Result<bool, ControlError> {
     let Some(socket) = &holder.control_socket else { return Ok(false) };
     match ask_to_detach(socket, left) {
-        Ok(Some(Answer::Error(message))) => Err(ControlError::DetachFailed { id, message }),
+        Ok(Some(Answer::Error(message) | Answer::Refused { message, .. })) => {
+            Err(ControlError::DetachFailed { id, message })
+        }
         Ok(Some(Answer::State(_))) => Ok(true),
         // Killed, or in its last moments, or out of time: the lock tells.
         Ok(None) | Err(_) => Ok(false),

@@ -15,8 +15,9 @@ use sealblk_kms::{KeyState, KmsError, KmsErrorKind};
 use sealblk_nbd::TlsError;
 use sealblk_record::RecordError;
 use sealblk_snapshot::{SnapshotError, StoreFault};
-use sealblk_volume::map::MapError;
+use sealblk_volume::map::{GrowError, MapError};
 use sealblk_volume::{MalformedId, OpenError, SealError, SizeError, VolumeId};
+use serde::{Deserialize, Serialize};
 
 use crate::backing::BackingError;
 use crate::key_users::KeyUsers;
@@ -24,7 +25,7 @@ use crate::outcome::OutcomeError;
 use crate::runtime::SocketError;
 
 /// What kind of trouble it is; decides the exit code.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum ErrorClass {
     /// Something broke, here or below.
     Failed,
@@ -97,6 +98,28 @@ pub enum ControlError {
     /// A snapshot, or the repository that holds it.
     #[error(transparent)]
     Snapshot(Box<SnapshotError>),
+
+    /// ModifyVolume without a parameter.
+    #[error("Must specify at least one of size or name.")]
+    NothingToModify,
+    /// Volumes only grow.
+    #[error("New size cannot be smaller than existing size")]
+    Shrink { id: VolumeId },
+    /// What the process that serves the volume said about its growth.
+    #[error("{message}")]
+    GrowFailed { id: VolumeId, class: ErrorClass, message: String },
+    /// The volume is about to be detached; it can be grown then.
+    #[error("the volume is being detached")]
+    Detaching,
+    /// The record says the new size; the attachment does not show it.
+    #[error(
+        "writes to {id} do not come to an end: its new size is recorded, and seen from the next attachment on, or after the same command again"
+    )]
+    SlowWrites { id: VolumeId },
+    /// The open volume did not grow; its record says the new size.
+    #[error("the volume {id} does not show its new size yet: the same command again completes it")]
+    Grow { id: VolumeId, source: GrowError },
+
     /// The file or device for the bytes cannot be used.
     #[error(transparent)]
     Backing(#[from] BackingError),
@@ -227,6 +250,9 @@ impl ControlError {
             }
             Self::MalformedId(_) => ("InvalidVolumeID.Malformed", Usage),
             Self::Size(_)
+            | Self::NothingToModify
+            | Self::Shrink { .. }
+            | Self::Open { source: OpenError::PartialUnit { .. }, .. }
             | Self::NotLoopback { .. }
             | Self::MetricsNotLoopback { .. }
             | Self::InheritedSocket { .. }
@@ -241,6 +267,13 @@ impl ControlError {
                 ("IncorrectState", State)
             }
             Self::KeyInUse { .. } => ("KeyInUse", State),
+            Self::Detaching | Self::SlowWrites { .. } => ("IncorrectState", State),
+            Self::Grow { source: GrowError::SnapshotInProgress, .. } => ("IncorrectState", State),
+            Self::GrowFailed { class, .. } => match class {
+                Usage => ("InvalidParameterValue", Usage),
+                State => ("IncorrectState", State),
+                other => ("InternalError", *other),
+            },
             Self::Backing(error) => error.verdict(),
             Self::Snapshot(error) => snapshot_verdict(error),
             Self::Kms(error) => kms_verdict(error.kind),
@@ -267,6 +300,7 @@ impl ControlError {
             | Self::KeyAnswer { .. }
             | Self::Open { .. }
             | Self::Map { .. }
+            | Self::Grow { .. }
             | Self::Socket(SocketError::Io { .. })
             | Self::Listen { .. }
             | Self::Serve { .. }

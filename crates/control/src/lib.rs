@@ -1,4 +1,4 @@
-//! EC2-shaped operations on the pool: create, describe, attach, detach, materialize and delete volumes.
+//! EC2-shaped operations on the pool: create, describe, modify, attach, detach, materialize and delete volumes.
 //!
 //! A [`Pool`] is a [`PoolDirectory`] with a key service ([`sealblk_kms::Kms`]), which is called for encrypted volumes only. Every
 //! operation blocks, except [`Attachment::serve`]. What was done is returned; nothing is printed, and the
@@ -19,6 +19,7 @@ mod explain;
 mod export;
 mod exposition;
 mod grant;
+mod grow;
 mod hold;
 mod keep;
 mod key_providers;
@@ -26,6 +27,7 @@ mod key_users;
 mod key_watch;
 mod materialize;
 mod metrics;
+mod modify;
 mod offline;
 mod open;
 mod outcome;
@@ -52,6 +54,7 @@ pub use grant::KeyUse;
 pub use key_users::{KeyRole, KeyUser, KeyUsers};
 pub use key_watch::{KeyEvent, KeyEvents, KeyLossPolicy, OnKeyLoss};
 pub use metrics::{MalformedMetricsAddress, MetricsAddress};
+pub use modify::ModifyVolume;
 pub use outcome::{
     EncryptionDefaults, EncryptionRequest, Outcome, OutcomeError, Source, copy_outcome, outcome, row,
 };
@@ -59,7 +62,7 @@ pub use place::BackingPlace;
 pub use pool::{Pool, PoolDirectory, PoolRecord};
 pub use rewrap::RewrapOutcome;
 pub use runtime::{RuntimeDir, SocketError};
-pub use sealblk_volume::VolumeId;
+pub use sealblk_volume::{VolumeId, VolumeName};
 pub use settings::Settings;
 pub use snapshot::{
     CopiedFrom, RepositoryPlace, SnapshotDescription, SnapshotEncryption, SnapshotMetadata, XtsSnapshot,

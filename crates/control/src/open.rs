@@ -4,7 +4,7 @@
 use sealblk_block::Caching;
 use sealblk_volume::{
     Access, CipherStatistics, EncryptedVolume, KeyHold, NullCipher, OpenError, SectorCipher, Volume,
-    VolumeRecord,
+    VolumeGrowth, VolumeRecord,
 };
 
 use crate::attachment::Announcement;
@@ -28,6 +28,14 @@ impl OpenVolume<'_> {
         match self {
             Self::Plain(volume) => volume.device(),
             Self::Encrypted(volume, ..) => volume.device(),
+        }
+    }
+
+    /// What grows it.
+    pub(crate) fn growth(&self) -> VolumeGrowth {
+        match self {
+            Self::Plain(volume) => volume.growth(),
+            Self::Encrypted(volume, ..) => volume.growth(),
         }
     }
 

@@ -110,6 +110,11 @@ impl Export {
         &self.info.name
     }
 
+    /// Every name that clients may use but the empty one, the canonical one first.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.info.name.as_str()).chain(self.info.aliases.iter().map(String::as_str))
+    }
+
     /// The text for people; may be empty.
     pub fn description(&self) -> &str {
         &self.info.description

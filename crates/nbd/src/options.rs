@@ -54,15 +54,16 @@ pub(crate) fn export_name(
     Some(Verdict::Ended(Outcome::Transmission))
 }
 
-/// LIST: the one export under its canonical name.
+/// LIST: the one export under each of its names, the canonical one first.
 pub(crate) fn list(export: &Export, replies: &mut Vec<u8>) -> Verdict {
-    let name = export.name().as_bytes();
-    let length = u32::try_from(name.len()).expect("names have at most 4096 bytes");
-    let mut data = Vec::with_capacity(name.len() + export.description().len() + 4);
-    data.extend(length.to_be_bytes());
-    data.extend(name);
-    data.extend(export.description().as_bytes());
-    reply(replies, option::LIST, option_reply::SERVER, &data);
+    for name in export.names() {
+        let length = u32::try_from(name.len()).expect("names have at most 4096 bytes");
+        let mut data = Vec::with_capacity(name.len() + export.description().len() + 4);
+        data.extend(length.to_be_bytes());
+        data.extend(name.as_bytes());
+        data.extend(export.description().as_bytes());
+        reply(replies, option::LIST, option_reply::SERVER, &data);
+    }
     reply(replies, option::LIST, option_reply::ACK, &[]);
     Verdict::Continue
 }

@@ -80,6 +80,22 @@ impl VolumeDirectory {
         self.create_sparse(self.map_path(), size, map_bytes(size))
     }
 
+    /// Makes the block map long enough for a volume of `size`, durably, if there is one. It says no more than before.
+    pub fn lengthen_map(&self, size: VolumeSize) -> Result<(), CreateDataError> {
+        let path = self.map_path();
+        let failed = |source: io::Error| CreateDataError::from_io(&path, size, source);
+        let file = match OpenOptions::new().write(true).open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(failed(error)),
+        };
+        let bytes = map_bytes(size);
+        if file.metadata().map_err(failed)?.len() < bytes {
+            file.set_len(bytes).and_then(|()| file.sync_all()).map_err(failed)?;
+        }
+        Ok(())
+    }
+
     /// Makes the spool of a snapshot: as [`Self::create_data`]. Use [`Self::remove_spools`] to remove it.
     pub fn create_spool(&self, snapshot: SnapshotId, size: VolumeSize) -> Result<(), CreateDataError> {
         self.create_sparse(self.spool_path(snapshot), size, size.bytes())

@@ -1,6 +1,7 @@
 //! From a record to a volume: the only way to make one. Fails closed: an encrypted volume is opened with
 //! the data key it was sealed with, or not at all. Called at attach, once the KMS has answered.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use sealblk_block::{BlockDevice, BlockError, BlockLane, Buffer, Extent, Lba, SECTOR_BYTES, SectorRange};
@@ -9,10 +10,11 @@ use sealblk_xts::{CipherError, SectorCipher};
 
 use crate::cipher::NullCipher;
 use crate::custody::KeyHold;
+use crate::growth::VolumeGrowth;
 use crate::id::VolumeId;
 use crate::piece::{piece_bytes, pieces};
 use crate::record::{VolumeRecord, XtsEncryption};
-use crate::seal::{Seal, SealError};
+use crate::seal::{Seal, SealError, Sealer};
 use crate::volume::Volume;
 use crate::wrapped::{KeyReference, WrappedDataKey};
 
@@ -42,7 +44,8 @@ impl<'a> PlainVolume<'a> {
     /// The volume on `device`.
     pub fn open<D: BlockDevice>(&self, device: D) -> Result<Volume<NullCipher, D>, OpenError> {
         check_size(self.record, &device)?;
-        Ok(Volume::new(NullCipher, device, self.record.size_bytes, self.record.discard))
+        let growth = VolumeGrowth::new(self.record.size_bytes, None);
+        Ok(Volume::new(NullCipher, device, growth, self.record.discard))
     }
 }
 
@@ -100,7 +103,7 @@ impl<'a> EncryptedVolume<'a> {
         }
         if let Some(key_check) = self.encryption.expected_key_check() {
             key_check.verify(key)?;
-        } else if let Some(at) = first_data(device, self.record.size_bytes.sectors()).await? {
+        } else if let Some(at) = first_data(device, 0..self.record.size_bytes.sectors()).await? {
             return Err(OpenError::UnsealedWithData { at });
         }
         // A key that the cipher refuses is refused before it is sealed in.
@@ -126,10 +129,12 @@ impl<'a> EncryptedVolume<'a> {
     ) -> Result<(Volume<SectorCipher, D>, KeyHold), OpenError> {
         let seal = self.encryption.seal().ok_or(OpenError::Unsealed)?;
         let fields = self.record.sealed_fields(self.encryption);
-        seal.verify(key, &fields)?;
+        let sealer = Sealer::new(key)?;
+        sealer.verify(seal, &fields)?;
         check_size(self.record, &device)?;
         let cipher = SectorCipher::new(key)?;
-        let volume = Volume::new(cipher, device, self.record.size_bytes, self.record.discard);
+        let growth = VolumeGrowth::new(self.record.size_bytes, Some(sealer));
+        let volume = Volume::new(cipher, device, growth, self.record.discard);
         let hold = KeyHold::new(Arc::clone(volume.custody()), seal.clone(), fields);
         Ok((volume, hold))
     }
@@ -195,15 +200,16 @@ fn check_size<D: BlockDevice>(record: &VolumeRecord, device: &D) -> Result<(), O
     Ok(())
 }
 
-/// The first of `sectors` sectors that holds a byte other than zero. Reads only what the device does not
-/// already say is zero.
-async fn first_data<D: BlockDevice>(device: &D, sectors: u64) -> Result<Option<Lba>, BlockError> {
+/// The first of `sectors` that holds a byte other than zero, if one does. Reads only what the device does not
+/// already say is zero. The range is whole units of the device. Call inside the runtime that
+/// [`BlockDevice::open_lane`] asks for.
+pub async fn first_data<D: BlockDevice>(device: &D, sectors: Range<u64>) -> Result<Option<Lba>, BlockError> {
     let unit = u64::from(device.geometry().unit_bytes) / SECTOR_BYTES as u64;
     let lane = device.open_lane()?;
     let mut buffer = Buffer::new(SEARCH_BYTES);
     // One at a time: each starts where the last one ended, rounded to whole units.
     let mut extents: Vec<Extent> = Vec::with_capacity(1);
-    let mut at = 0;
+    let Range { start: mut at, end: sectors } = sectors;
     while at < sectors {
         extents.clear();
         lane.extents(SectorRange { start: Lba(at), count: sectors - at }, &mut extents).await?;

@@ -10,8 +10,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::data_key_id::DataKeyId;
 use crate::id::{SnapshotId, VolumeId};
+use crate::name::VolumeName;
 use crate::open::{Access, EncryptedVolume, PlainVolume};
-use crate::seal::{KeyCheck, Seal, SealedFields};
+use crate::seal::{KeyCheck, Seal, SealError, SealedFields, Sealer};
 use crate::size::VolumeSize;
 use crate::wrapped::{KeyReference, WrappedDataKey};
 
@@ -37,6 +38,9 @@ pub struct VolumeRecord {
     pub encryption: Encryption,
     /// Whether TRIM and WRITE_ZEROES may give space back to the store (`false`: `--no-discard`).
     pub discard: bool,
+    /// What people call it; EC2's tag `Name`. Changed at any time, and not sealed: it says nothing of the bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<VolumeName>,
     /// The snapshot that the data came from, or is coming from: then the volume has a block map that says which
     /// blocks are here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -194,6 +198,18 @@ impl VolumeRecord {
             Encryption::Plain {} => None,
             Encryption::Aes256Xts(encryption) => Some(&encryption.kms_key_id),
         }
+    }
+
+    /// The record of the same volume with another size, sealed again if it was: after the present seal was verified, so
+    /// that nothing is sealed that was not before. `sealer`: the volume's own; a record without a seal needs none.
+    pub fn resized(&self, size: VolumeSize, sealer: Option<&Sealer>) -> Result<Self, SealError> {
+        let resized = Self { size_bytes: size, ..self.clone() };
+        let Encryption::Aes256Xts(encryption) = &self.encryption else { return Ok(resized) };
+        let Some(seal) = encryption.seal() else { return Ok(resized) };
+        let sealer = sealer.ok_or(SealError::KeyNeeded)?;
+        sealer.verify(seal, &self.sealed_fields(encryption))?;
+        let seal = sealer.seal(&resized.sealed_fields(encryption))?;
+        Ok(resized.with_seal(encryption, seal))
     }
 
     /// What this record's seal covers, if it is `encryption`'s record.

@@ -83,6 +83,9 @@ pub enum SealError {
          DataUnitBytes, TweakOrigin, Discard, Lineage is not what it was (MAC differs)"
     )]
     Tampered,
+    /// The record is sealed: to change it takes the volume's key.
+    #[error("the volume's record is sealed, and its key is not at hand")]
+    KeyNeeded,
     /// No locked memory for the derived keys.
     #[error("the seal could not be computed")]
     KeyMemory(#[from] KeyMemError),
@@ -124,14 +127,47 @@ impl SealedFields {
     }
 }
 
+/// What it takes to seal a volume's record again when it grows: a key derived from its data key, in locked memory. It
+/// neither decrypts anything nor leads back to the data key.
+pub struct Sealer {
+    key_check: KeyCheck,
+    mac_key: Locked<[u8; TAG_BYTES]>,
+}
+
+impl fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sealer").field("key_check", &self.key_check).finish_non_exhaustive()
+    }
+}
+
+impl Sealer {
+    /// The one of the volume whose data key is `key`.
+    pub fn new(key: &DataKey) -> Result<Self, KeyMemError> {
+        let key_check = KeyCheck::of(key)?;
+        Ok(Self { key_check, mac_key: Locked::new(|| key.expose(|key| expand(key, MAC_INFO)))? })
+    }
+
+    pub(crate) fn seal(&self, fields: &SealedFields) -> Result<Seal, KeyMemError> {
+        let encoded = fields.encode();
+        let mac = Locked::new(|| self.mac_key.expose(|mac_key| authenticate(mac_key, &encoded)))?;
+        Ok(Seal { key_check: self.key_check.clone(), mac: Tag(mac.expose(|tag| *tag)) })
+    }
+
+    /// Checks the key first, then the fields, each in constant time.
+    pub(crate) fn verify(&self, seal: &Seal, fields: &SealedFields) -> Result<(), SealError> {
+        let expected = self.seal(fields)?;
+        seal.key_check.expect(&expected.key_check)?;
+        if !bool::from(seal.mac.0.ct_eq(&expected.mac.0)) {
+            return Err(SealError::Tampered);
+        }
+        Ok(())
+    }
+}
+
 impl Seal {
     /// Seals `fields` under the volume's data key.
     pub(crate) fn new(key: &DataKey, fields: &SealedFields) -> Result<Self, KeyMemError> {
-        let key_check = KeyCheck::of(key)?;
-        let mac_key = Locked::new(|| key.expose(|key| expand(key, MAC_INFO)))?;
-        let encoded = fields.encode();
-        let mac = Locked::new(|| mac_key.expose(|mac_key| authenticate(mac_key, &encoded)))?;
-        Ok(Self { key_check, mac: Tag(mac.expose(|tag| *tag)) })
+        Sealer::new(key)?.seal(fields)
     }
 
     /// What the data key derives to.
@@ -139,14 +175,9 @@ impl Seal {
         &self.key_check
     }
 
-    /// Checks the key first, then the fields, each in constant time.
+    /// As [`Sealer::verify`].
     pub(crate) fn verify(&self, key: &DataKey, fields: &SealedFields) -> Result<(), SealError> {
-        let expected = Self::new(key, fields)?;
-        self.key_check.expect(&expected.key_check)?;
-        if !bool::from(self.mac.0.ct_eq(&expected.mac.0)) {
-            return Err(SealError::Tampered);
-        }
-        Ok(())
+        Sealer::new(key)?.verify(self, fields)
     }
 }
 

@@ -11,9 +11,9 @@ use sealblk_block::{
 
 use crate::cipher::Cipher;
 use crate::custody::{Custody, LaneCustody};
+use crate::growth::VolumeGrowth;
 use crate::meter::{CipherMeter, CipherStatistics};
 use crate::piece::{piece_bytes, pieces};
-use crate::size::VolumeSize;
 
 /// How many bytes of encrypted zeros are made and written at once.
 const ZEROS_BYTES: usize = 256 * 1024;
@@ -23,22 +23,24 @@ pub struct Volume<C: Cipher, D: BlockDevice> {
     custody: Arc<Custody<C>>,
     statistics: CipherStatistics,
     device: D,
+    /// All but the size.
     geometry: Geometry,
+    growth: VolumeGrowth,
     discard: bool,
 }
 
 impl<C: Cipher, D: BlockDevice> Volume<C, D> {
-    /// The first `size` bytes of `device`, which has them in whole units: the caller checked.
-    pub(crate) fn new(cipher: C, device: D, size: VolumeSize, discard: bool) -> Self {
-        let below = device.geometry();
-        assert!(size.sectors() <= below.sectors, "a volume lies within its device");
+    /// The first bytes of `device`, as many as `growth` says, which has them in whole units: the caller checked.
+    pub(crate) fn new(cipher: C, device: D, growth: VolumeGrowth, discard: bool) -> Self {
+        let geometry = device.geometry();
+        let sectors = growth.sectors();
+        assert!(sectors <= geometry.sectors, "a volume lies within its device");
         assert!(
-            size.bytes().is_multiple_of(below.unit_bytes.into()),
+            Lba(sectors).byte_offset().is_multiple_of(geometry.unit_bytes.into()),
             "a volume is whole units of its device"
         );
-        let geometry = Geometry { sectors: size.sectors(), ..below };
-        let custody = Arc::new(Custody::new(cipher));
-        Self { custody, statistics: CipherStatistics::default(), device, geometry, discard }
+        let (custody, statistics) = (Arc::new(Custody::new(cipher)), CipherStatistics::default());
+        Self { custody, statistics, device, geometry, growth, discard }
     }
 
     /// Where the stored bytes are.
@@ -51,6 +53,11 @@ impl<C: Cipher, D: BlockDevice> Volume<C, D> {
         self.statistics.clone()
     }
 
+    /// What grows it.
+    pub fn growth(&self) -> VolumeGrowth {
+        self.growth.clone()
+    }
+
     /// Who has what turns them into plaintext.
     pub(crate) fn custody(&self) -> &Arc<Custody<C>> {
         &self.custody
@@ -61,7 +68,7 @@ impl<C: Cipher, D: BlockDevice> std::fmt::Debug for Volume<C, D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Volume")
             .field("encrypts", &C::ENCRYPTS)
-            .field("geometry", &self.geometry)
+            .field("geometry", &self.geometry())
             .field("discard", &self.discard)
             .finish_non_exhaustive()
     }
@@ -71,15 +78,16 @@ impl<C: Cipher, D: BlockDevice> BlockDevice for Volume<C, D> {
     type Lane = VolumeLane<C, D::Lane>;
 
     fn geometry(&self) -> Geometry {
-        self.geometry
+        Geometry { sectors: self.growth.sectors(), ..self.geometry }
     }
 
     fn open_lane(&self) -> Result<Self::Lane, BlockError> {
         Ok(VolumeLane {
             custody: self.custody.lane(),
             meter: self.statistics.meter(),
+            // Before the device's lane, which then has room for it: a volume grows from below.
+            sectors: self.growth.sectors(),
             device: self.device.open_lane()?,
-            sectors: self.geometry.sectors,
             discard: self.discard,
             spare: RefCell::new(None),
         })

@@ -35,14 +35,14 @@ impl FileLane {
     }
 
     pub(super) fn check_writable(&self, operation: Operation) -> Result<(), BlockError> {
-        if self.inner.geometry.read_only {
+        if self.inner.opened.read_only {
             return Err(BlockError::ReadOnly { operation });
         }
         self.inner.gate.check(operation)
     }
 
     pub(super) fn assert_inside(&self, range: SectorRange) {
-        let geometry = self.inner.geometry;
+        let geometry = self.inner.geometry();
         let unit_bytes = u64::from(geometry.unit_bytes);
         assert!(range.start.0.checked_add(range.count).is_some_and(|end| end <= geometry.sectors));
         assert!(
@@ -73,7 +73,7 @@ impl FileLane {
         match rustix::io::preadv2(&self.inner.file, bytes, offset, flags) {
             Ok(done) if done == len => Inline::Done,
             // Zero bytes: the end of the file. The ring finds the same and makes it an error.
-            Ok(done) => Inline::Rest(whole_units(done, self.inner.geometry.unit_bytes)),
+            Ok(done) => Inline::Rest(whole_units(done, self.inner.opened.unit_bytes)),
             Err(Errno::OPNOTSUPP) => {
                 learn(learned);
                 Inline::Rest(0)
@@ -90,7 +90,7 @@ impl FileLane {
         let bytes = &[IoSlice::new(buffer)];
         match rustix::io::pwritev2(&self.inner.file, bytes, offset, flags) {
             Ok(done) if done == buffer.len() => Inline::Done,
-            Ok(done) => Inline::Rest(whole_units(done, self.inner.geometry.unit_bytes)),
+            Ok(done) => Inline::Rest(whole_units(done, self.inner.opened.unit_bytes)),
             Err(Errno::OPNOTSUPP) if !flags.is_empty() => {
                 learn(learned);
                 self.write_inline(offset, buffer)
@@ -205,7 +205,7 @@ impl BlockLane for FileLane {
     }
 
     async fn flush(&self) -> Result<(), BlockError> {
-        if self.inner.geometry.read_only {
+        if self.inner.opened.read_only {
             return Ok(()); // Nothing was written through this device.
         }
         self.sync().await

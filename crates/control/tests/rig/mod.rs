@@ -144,6 +144,7 @@ pub(crate) fn plain() -> CreateVolume {
         kms_key_id: None,
         recovery_kms_key_ids: Vec::new(),
         backing: None,
+        name: None,
         discard: true,
         erase: false,
     }

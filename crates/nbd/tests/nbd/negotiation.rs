@@ -47,7 +47,7 @@ fn assert_error(client: &mut Client, option: u32, data: &[u8], kind: u32) {
 /// The session is still in step: LIST gets its usual answer.
 fn assert_in_step(client: &mut Client) {
     let replies = client.option(LIST, &[]).expect("an answer");
-    assert_eq!(replies.iter().map(|reply| reply.kind).collect::<Vec<_>>(), [SERVER, ACK]);
+    assert_eq!(replies.iter().map(|reply| reply.kind).collect::<Vec<_>>(), [SERVER, SERVER, ACK]);
 }
 
 fn fact(replies: &[OptionReply], kind: u8) -> Vec<&[u8]> {
@@ -268,12 +268,15 @@ fn a22_abort_is_acknowledged_with_or_without_data() {
 }
 
 #[test]
-fn a23_a24_list_names_the_export_each_time_and_takes_no_data() {
+fn a23_a24_list_names_the_export_by_each_name_each_time_and_takes_no_data() {
     let (mut client, _session) = greeted();
     for _ in 0..3 {
         let replies = client.option(LIST, &[]).expect("an answer");
-        let length = u32::try_from(NAME.len()).expect("short").to_be_bytes();
-        assert_eq!(replies[0].data, [&length[..], NAME.as_bytes(), DESCRIPTION.as_bytes()].concat());
+        for (reply, name) in replies.iter().zip([NAME, ALIAS]) {
+            let length = u32::try_from(name.len()).expect("short").to_be_bytes();
+            assert_eq!(reply.data, [&length[..], name.as_bytes(), DESCRIPTION.as_bytes()].concat());
+        }
+        assert_eq!(replies.len(), 3, "and the acknowledgement");
         assert_error(&mut client, LIST, b"x", ERR_INVALID);
     }
 }

@@ -32,6 +32,13 @@ impl Bits {
         Self { words, len: self.len }
     }
 
+    /// The same bits with more behind them, all clear, in an array of their own.
+    pub(crate) fn longer(&self, len: u64) -> Self {
+        let longer = Self::new(len);
+        longer.add(self);
+        longer
+    }
+
     pub(crate) fn len(&self) -> u64 {
         self.len
     }
@@ -78,7 +85,7 @@ impl Bits {
         self.next(from, |word| !word)
     }
 
-    /// Sets what is set in `other`, of the same length.
+    /// Sets what is set in `other`, which is not longer.
     pub(crate) fn add(&self, other: &Self) {
         for (mine, theirs) in self.words.iter().zip(&other.words) {
             mine.fetch_or(theirs.load(Ordering::Acquire), Ordering::AcqRel);

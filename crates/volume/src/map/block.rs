@@ -30,7 +30,7 @@ pub(crate) fn covered(range: SectorRange, sectors: u64) -> Range<u64> {
 /// The sectors of blocks `blocks` on a volume of `sectors` sectors.
 pub(crate) fn sectors_of(blocks: Range<u64>, sectors: u64) -> SectorRange {
     let start = blocks.start * BLOCK_SECTORS;
-    let end = (blocks.end * BLOCK_SECTORS).min(sectors);
+    let end = blocks.end.saturating_mul(BLOCK_SECTORS).min(sectors);
     SectorRange { start: Lba(start), count: end.saturating_sub(start) }
 }
 

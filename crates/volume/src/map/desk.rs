@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use super::format::MapIdentity;
 use super::freeze::Freeze;
 use super::job::{Job, Trouble};
 
@@ -18,6 +19,8 @@ pub(crate) enum Work {
     Commit(Asked),
     /// Say in the map that it does not know what changed.
     ForgetChanges(Asked),
+    /// Say in the map that the volume has grown.
+    Grow(MapIdentity, Asked),
     /// Say in the map what changed, and end.
     Close(Asked),
     /// End.

@@ -1,16 +1,16 @@
 //! A device with a block map: what all lanes share, how it is opened, and what can be asked of it.
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sealblk_block::{BlockDevice, BlockError, Geometry, SECTOR_BYTES};
+use sealblk_block::{BlockDevice, BlockError, BlockLane, Geometry, SECTOR_BYTES};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::bits::Bits;
 use super::block::{blocks_in, touched};
 use super::desk::{Desk, Work};
-use super::file::{self, Stored};
+use super::file::{self, MapFile, Stored};
 use super::format::{Header, MapError, MapIdentity, Origin, Restoration, Tracking, file_bytes};
 use super::freeze::Freeze;
 use super::gate::WriteGate;
@@ -70,8 +70,8 @@ pub(crate) struct Plan {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) of: Option<MapIdentity>,
-    pub(crate) sectors: u64,
-    pub(crate) blocks: u64,
+    /// See [`Self::sectors`].
+    pub(crate) size: AtomicU64,
     pub(crate) read_only: bool,
     pub(crate) gate: Arc<WriteGate<Plan>>,
     pub(crate) restore: Option<Arc<Restore>>,
@@ -87,6 +87,16 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// The volume's size now. It grows; who needs one size in several places reads it once.
+    pub(crate) fn sectors(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// How many blocks that is.
+    pub(crate) fn blocks(&self) -> u64 {
+        blocks_in(self.sectors())
+    }
+
     pub(crate) fn vouched(&self) -> bool {
         self.vouched.load(Ordering::Acquire)
     }
@@ -130,6 +140,50 @@ pub enum ChangesKnown {
     },
 }
 
+/// What a map says, when it is opened.
+struct Known {
+    of: Option<MapIdentity>,
+    /// What the file says from now on.
+    header: Header,
+    missing: Option<Bits>,
+    changed: Option<Bits>,
+    /// The snapshot since which `changed` is exact.
+    base: Option<SnapshotId>,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self { of: None, header: Header::BLANK, missing: None, changed: None, base: None }
+    }
+}
+
+impl Known {
+    /// What `stored` says. A map that is of the volume before it grew to `identity` is made longer.
+    async fn of<L: BlockLane>(stored: Stored, identity: MapIdentity, lane: L) -> Result<Self, MapError> {
+        let Stored { of, mut header, missing, mut changed } = stored;
+        let base = match header.tracking {
+            Tracking::Exact(base) => Some(base),
+            Tracking::Unknown => None,
+        };
+        if of.size < identity.size {
+            let mut file =
+                MapFile::new(lane, of, header, missing.as_ref().map(Bits::to_words).unwrap_or_default());
+            file.grow(identity).await?;
+            header = *file.header();
+            changed = changed.map(|changed| grown_changes(&changed, blocks_in(identity.size.sectors())));
+        }
+        Ok(Self { of: Some(identity), header, missing, changed, base })
+    }
+}
+
+/// What changed, on a volume that has grown to `blocks` blocks: its last block, which may be longer now, and what is
+/// new are among it.
+pub(crate) fn grown_changes(changed: &Bits, blocks: u64) -> Bits {
+    let grown = changed.longer(blocks);
+    grown.set_range(changed.len().saturating_sub(1)..blocks);
+    grown
+}
+
 /// The size in bytes that the file `map` of a volume must have. A new one is zeros throughout (a sparse file), or made
 /// by [`write_restoring_map`].
 pub fn map_bytes(size: VolumeSize) -> u64 {
@@ -162,8 +216,7 @@ impl<D: BlockDevice, S: BlockDevice> MappedDevice<D, S> {
     /// A device without a map: every block is here, and nothing is tracked. Snapshots of it can be made, each of
     /// them whole. `size` of `device` is shown; it must have it.
     pub fn without_map(device: D, size: VolumeSize, read_only: bool) -> Self {
-        let stored = Stored { header: Header::BLANK, missing: None, changed: None };
-        Self::new(device, None, size, None, stored, read_only)
+        Self::new(device, None, size, Known::default(), read_only)
     }
 
     /// A device with the map in `store`, read and checked. Call inside the runtime that lanes need.
@@ -172,7 +225,7 @@ impl<D: BlockDevice, S: BlockDevice> MappedDevice<D, S> {
         let blocks = blocks_in(identity.size.sectors());
         file::check_size(&store, blocks)?;
         let lane = store.open_lane()?;
-        let stored = file::read(&lane, identity, blocks).await?;
+        let stored = file::read(&lane, identity).await?;
         match (stored.header.restoration, origin) {
             (Restoration::None, None) => {}
             (Restoration::None, Some(_)) => return Err(MapError::Lost),
@@ -183,41 +236,31 @@ impl<D: BlockDevice, S: BlockDevice> MappedDevice<D, S> {
             }
             (Restoration::Pending(_) | Restoration::Complete(_), _) => {}
         }
-        Ok(Self::new(device, Some(store), identity.size, Some(identity), stored, read_only))
+        let known = Known::of(stored, identity, lane).await?;
+        Ok(Self::new(device, Some(store), identity.size, known, read_only))
     }
 
-    fn new(
-        device: D,
-        store: Option<S>,
-        size: VolumeSize,
-        of: Option<MapIdentity>,
-        stored: Stored,
-        read_only: bool,
-    ) -> Self {
+    fn new(device: D, store: Option<S>, size: VolumeSize, known: Known, read_only: bool) -> Self {
         assert!(size.sectors() <= device.geometry().sectors, "a volume lies within its device");
         let (desk, work) = Desk::new();
-        let missing = stored.missing.as_ref().map(Bits::to_words).unwrap_or_default();
-        let base = match stored.header.tracking {
-            Tracking::Exact(base) => Some(base),
-            Tracking::Unknown => None,
-        };
-        let restore = match (stored.header.restoration, stored.missing) {
+        let Known { of, header, missing, changed, base } = known;
+        let words = missing.as_ref().map(Bits::to_words).unwrap_or_default();
+        let restore = match (header.restoration, missing) {
             (Restoration::Pending(origin), Some(missing)) => {
                 Some(Arc::new(Restore::new(missing, origin.blocks, desk.clone())))
             }
             _ => None,
         };
-        let plan = Plan { changed: stored.changed.map(Arc::new), freeze: None };
+        let plan = Plan { changed: changed.map(Arc::new), freeze: None };
         let map = Shared {
             of,
-            sectors: size.sectors(),
-            blocks: blocks_in(size.sectors()),
+            size: AtomicU64::new(size.sectors()),
             read_only: read_only || device.geometry().read_only,
             gate: Arc::new(WriteGate::new(plan)),
             restore,
             desk,
-            header: stored.header,
-            vouched: AtomicBool::new(base.is_some()),
+            header,
+            vouched: AtomicBool::new(matches!(header.tracking, Tracking::Exact(_))),
             base: Mutex::new(base),
             freezing: AtomicBool::new(false),
         };
@@ -225,7 +268,7 @@ impl<D: BlockDevice, S: BlockDevice> MappedDevice<D, S> {
             device: Arc::new(device),
             store: store.map(Arc::new),
             map: Arc::new(map),
-            inbox: Arc::new(Mutex::new(Some(Inbox { work, missing }))),
+            inbox: Arc::new(Mutex::new(Some(Inbox { work, missing: words }))),
             spool: Arc::default(),
         }
     }
@@ -241,9 +284,14 @@ impl<D, S> MappedDevice<D, S> {
         &self.device
     }
 
+    /// Where the map is, if there is one.
+    pub fn store(&self) -> Option<&S> {
+        self.store.as_deref()
+    }
+
     /// How many blocks the volume has.
     pub fn blocks(&self) -> u64 {
-        self.map.blocks
+        self.map.blocks()
     }
 
     /// How far the volume is restored; `None`: it did not come from a snapshot, or was whole when it was opened.
@@ -256,7 +304,7 @@ impl<D, S> MappedDevice<D, S> {
 
     /// Whether block `index` is here. Blocks outside the volume are not.
     pub fn is_restored(&self, index: u64) -> bool {
-        index < self.map.blocks && self.map.restore.as_ref().is_none_or(|all| !all.is_missing(index))
+        index < self.map.blocks() && self.map.restore.as_ref().is_none_or(|all| !all.is_missing(index))
     }
 
     /// How many sectors from the start of `range` are alike: all restored, or none.
@@ -264,9 +312,7 @@ impl<D, S> MappedDevice<D, S> {
         let Some(restore) = &self.map.restore else { return (range.count, true) };
         let first = touched(range).start;
         let here = !restore.is_missing(first);
-        let missing = restore.missing();
-        let next = if here { missing.next_set(first) } else { missing.next_clear(first) };
-        let end = next.map_or(range.end().0, |block| block * super::block::BLOCK_SECTORS);
+        let end = restore.end_of_run(first).saturating_mul(super::block::BLOCK_SECTORS);
         (end.min(range.end().0) - range.start.0, here)
     }
 
@@ -317,7 +363,7 @@ impl<D: BlockDevice, S: BlockDevice> BlockDevice for MappedDevice<D, S> {
 
     fn geometry(&self) -> Geometry {
         let below = self.device.geometry();
-        Geometry { sectors: self.map.sectors, read_only: self.map.read_only, ..below }
+        Geometry { sectors: self.map.sectors(), read_only: self.map.read_only, ..below }
     }
 
     fn open_lane(&self) -> Result<Self::Lane, BlockError> {

@@ -1,9 +1,12 @@
 //! The file `map`, read and written: one owner at a time. Its own copy of what is durable in it decides what is
 //! written next, so that a page never tells more than was asked to be told.
 
-use sealblk_block::{BlockDevice, BlockError, BlockLane, Buffer, Durability, Lba, SECTOR_BYTES};
+use std::ops::Range;
+
+use sealblk_block::{BlockDevice, BlockError, BlockLane, Buffer, Durability, Lba, SECTOR_BYTES, SectorRange};
 
 use super::bits::Bits;
+use super::block::blocks_in;
 use super::format::{
     Array, Header, MapError, MapIdentity, Origin, PAGE_BITS, PAGE_WORDS, Restoration, Sector, Tracking,
     decode_page, encode_page, file_bytes, page_sectors, pages,
@@ -16,6 +19,8 @@ const PIECE_BYTES: usize = 256 * 1024;
 /// What a map's file says.
 #[derive(Debug)]
 pub(crate) struct Stored {
+    /// What the file is of: the volume, perhaps before it grew.
+    pub(crate) of: MapIdentity,
     pub(crate) header: Header,
     /// If the restoration is pending: the blocks that are not here.
     pub(crate) missing: Option<Bits>,
@@ -48,11 +53,12 @@ pub(crate) fn check_size<S: BlockDevice>(store: &S, blocks: u64) -> Result<(), M
 }
 
 /// Reads a map. A damaged array of changed blocks is as none: it only saves work.
-pub(crate) async fn read<L: BlockLane>(lane: &L, of: MapIdentity, blocks: u64) -> Result<Stored, MapError> {
+pub(crate) async fn read<L: BlockLane>(lane: &L, of: MapIdentity) -> Result<Stored, MapError> {
     let (result, sector) = lane.read(Lba(0), Buffer::new(SECTOR_BYTES)).await;
     result?;
     let sector: Sector = (*sector).try_into().expect("a sector was read");
-    let mut header = Header::decode(&sector, of)?;
+    let (mut header, of) = Header::decode(&sector, of)?;
+    let blocks = blocks_in(of.size.sectors());
     let missing = match header.restoration {
         Restoration::Pending(_) => Some(read_array(lane, of, Array::Missing, blocks).await?),
         Restoration::None | Restoration::Complete(_) => None,
@@ -68,7 +74,7 @@ pub(crate) async fn read<L: BlockLane>(lane: &L, of: MapIdentity, blocks: u64) -
             Err(error) => return Err(error),
         },
     };
-    Ok(Stored { header, missing, changed })
+    Ok(Stored { of, header, missing, changed })
 }
 
 async fn read_array<L: BlockLane>(
@@ -129,14 +135,25 @@ async fn write_array<L: BlockLane>(
     bits: &Bits,
 ) -> Result<(), BlockError> {
     let words = bits.to_words();
-    let whole = page_sectors(array, 0..pages(bits.len()), bits.len());
+    let numbers = 0..pages(bits.len());
+    let encode = |number| encode_page(of, array, number, page_words(&words, number));
+    write_pages(lane, page_sectors(array, numbers.clone(), bits.len()), numbers, encode).await
+}
+
+/// Writes pages `numbers` at `whole`.
+async fn write_pages<L: BlockLane>(
+    lane: &L,
+    whole: SectorRange,
+    numbers: Range<u64>,
+    encode: impl Fn(u64) -> Sector,
+) -> Result<(), BlockError> {
     let mut buffer = Buffer::new(PIECE_BYTES);
     for piece in pieces(whole, PIECE_BYTES) {
         let result;
         buffer.set_len(piece_bytes(piece));
-        let numbers = piece.start.0 - whole.start.0..;
+        let numbers = numbers.start + (piece.start.0 - whole.start.0)..;
         for (number, page) in numbers.zip(buffer.chunks_exact_mut(SECTOR_BYTES)) {
-            page.copy_from_slice(&encode_page(of, array, number, page_words(&words, number)));
+            page.copy_from_slice(&encode(number));
         }
         (result, buffer) = lane.write(piece.start, buffer, Durability::Volatile).await;
         result?;
@@ -177,7 +194,8 @@ async fn write_sector<L: BlockLane>(lane: &L, at: Lba, sector: &Sector) -> Resul
 
 impl<L: BlockLane> MapFile<L> {
     /// The file behind `lane`, which says `header`, and that the blocks in the words of `missing` are.
-    pub(crate) fn new(lane: L, of: MapIdentity, blocks: u64, header: Header, missing: Vec<u64>) -> Self {
+    pub(crate) fn new(lane: L, of: MapIdentity, header: Header, missing: Vec<u64>) -> Self {
+        let blocks = blocks_in(of.size.sectors());
         let missing_left = missing.iter().map(|word| u64::from(word.count_ones())).sum();
         Self { lane, of, blocks, header, missing, missing_left }
     }
@@ -220,6 +238,31 @@ impl<L: BlockLane> MapFile<L> {
             self.write_header(header).await?;
             self.missing = Vec::new();
         }
+        Ok(())
+    }
+
+    /// How many blocks the file has room for.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
+    /// Makes durable that the volume has grown to what `of` says: the new blocks are here, and the file does not say
+    /// what changed. The file is long enough. Until the header is written, which is one sector and the last to be,
+    /// the map is that of the smaller volume.
+    pub(crate) async fn grow(&mut self, of: MapIdentity) -> Result<(), BlockError> {
+        let blocks = blocks_in(of.size.sectors());
+        assert!(blocks >= self.blocks, "volumes only grow");
+        // The longer array of missing blocks takes the place of the other one.
+        self.forget_changes().await?;
+        if let Restoration::Pending(_) = self.header.restoration {
+            let new = pages(self.blocks)..pages(blocks);
+            let encode = |number| encode_page(of, Array::Missing, number, std::iter::empty());
+            let sectors = page_sectors(Array::Missing, new.clone(), blocks);
+            write_pages(&self.lane, sectors, new, encode).await?;
+            self.lane.flush().await?;
+        }
+        write_header(&self.lane, of, &self.header).await?;
+        (self.of, self.blocks) = (of, blocks);
         Ok(())
     }
 

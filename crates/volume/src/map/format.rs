@@ -103,8 +103,8 @@ pub enum MapError {
         /// The version found.
         found: u32,
     },
-    /// It is another volume's, or of another size.
-    #[error("the block map is that of another volume, or of this one at another size")]
+    /// It is another volume's, or of a larger one.
+    #[error("the block map is that of another volume, or of this one when it was larger")]
     OtherVolume,
     /// The volume was made from a snapshot, and its map does not say so: nobody knows which blocks are here.
     #[error("the volume was made from a snapshot, but its block map is gone")]
@@ -217,11 +217,12 @@ impl Header {
         bytes.try_into().expect("480 bytes and a checksum are a sector")
     }
 
-    /// The header in a map's first sector; one of zeros was never written.
-    pub(crate) fn decode(sector: &Sector, of: MapIdentity) -> Result<Self, MapError> {
+    /// The header in a map's first sector, and what the map is of by its own account: the same volume, which may
+    /// have grown since. A sector of zeros was never written.
+    pub(crate) fn decode(sector: &Sector, of: MapIdentity) -> Result<(Self, MapIdentity), MapError> {
         const DAMAGED: fn(&'static str) -> MapError = |what| MapError::Damaged { at: 0, what };
         if sector.iter().all(|&byte| byte == 0) {
-            return Ok(Self::BLANK);
+            return Ok((Self::BLANK, of));
         }
         let mut fields = Fields(sector);
         if fields.take::<8>() != *MAGIC {
@@ -239,9 +240,9 @@ impl Header {
             return Err(DAMAGED("its blocks are not of 512 KiB"));
         }
         let volume = fields.take::<ID_BYTES>() == padded(of.volume_id.to_string());
-        if !volume || u64::from_le_bytes(fields.take()) != of.size.bytes() {
-            return Err(MapError::OtherVolume);
-        }
+        let size = VolumeSize::from_bytes(u64::from_le_bytes(fields.take())).ok();
+        let written = size.filter(|&size| volume && size <= of.size);
+        let written = MapIdentity { size: written.ok_or(MapError::OtherVolume)?, ..of };
         let [restored, tracked, ..] = fields.take::<8>();
         let origin = snapshot_id(&fields.take()).ok_or(DAMAGED("the origin is no snapshot"))?;
         let blocks = u64::from_le_bytes(fields.take());
@@ -257,7 +258,7 @@ impl Header {
             (1, Some(base)) => Tracking::Exact(base),
             _ => return Err(DAMAGED("the state of its tracking is none")),
         };
-        Ok(Self { restoration, tracking })
+        Ok((Self { restoration, tracking }, written))
     }
 }
 

@@ -24,6 +24,7 @@ use super::block::{BLOCK_BYTES, sectors_of};
 use super::desk::{Asked, Work};
 use super::device::{Inbox, MappedDevice, Shared, block_bytes};
 use super::file::{MapFile, SnapshotBase};
+use super::format::MapIdentity;
 use super::freeze::Freeze;
 use super::job::Trouble;
 use super::restore::{Restore, Turn};
@@ -158,7 +159,7 @@ impl<D: BlockDevice, S: BlockDevice, F: BlockFetch> Keeper<D, S, F> {
         let file = match (&of.store, of.map.of) {
             (Some(store), Some(identity)) => {
                 let lane = store.open_lane()?;
-                Some(MapFile::new(lane, identity, of.map.blocks, of.map.header, missing))
+                Some(MapFile::new(lane, identity, of.map.header, missing))
             }
             _ => None,
         };
@@ -205,6 +206,9 @@ impl<D: BlockDevice, S: BlockDevice, F: BlockFetch> Keeper<D, S, F> {
                 Work::ForgetChanges(job) => {
                     drop(tasks.spawn_local(async move { job.end(keeper.forget_changes().await) }));
                 }
+                Work::Grow(identity, job) => {
+                    drop(tasks.spawn_local(async move { job.end(keeper.grow(identity).await) }));
+                }
                 Work::Close(job) => return Some(job),
                 Work::Stop => return None,
             }
@@ -228,14 +232,16 @@ impl<D: BlockDevice, S: BlockDevice, F: BlockFetch> Keeper<D, S, F> {
 
     /// Fetches a block that is claimed, and writes it.
     async fn bring(&self, block: u64) -> Result<(), Trouble> {
-        let range = sectors_of(block..block + 1, self.of.map.sectors);
+        // Read once: the volume may grow meanwhile, and its last block with it.
+        let sectors = self.of.map.sectors();
+        let range = sectors_of(block..block + 1, sectors);
         let data = match self.source.fetch(block).await? {
             FetchedBlock::Zero => {
                 return Ok(self.device.zero(range, ZeroMode::MayUnmap, Durability::Volatile).await?);
             }
             FetchedBlock::Data(data) => data,
         };
-        let bytes = block_bytes(block, self.of.map.sectors);
+        let bytes = block_bytes(block, sectors);
         if data.len() > bytes || !data.len().is_multiple_of(SECTOR_BYTES) {
             let what = format!("block {block} has {bytes} bytes, but {} were fetched", data.len());
             return Err(io::Error::new(io::ErrorKind::InvalidData, what).into());
@@ -323,13 +329,13 @@ impl<D: BlockDevice, S: BlockDevice, F: BlockFetch> Keeper<D, S, F> {
         if let Some(restore) = &self.of.map.restore {
             restore.need(block).await?;
         }
-        let range = sectors_of(block..block + 1, self.of.map.sectors);
+        let range = sectors_of(block..block + 1, self.of.map.sectors());
         let mut known: Vec<Extent> = Vec::with_capacity(1);
         self.device.extents(range, &mut known).await?;
         if known.first().is_some_and(|extent| extent.allocation.zero && extent.count == range.count) {
             return Ok(()); // A spool is zeros where nothing was put.
         }
-        let buffer = self.buffer(block_bytes(block, self.of.map.sectors));
+        let buffer = self.buffer(block_bytes(block, self.of.map.sectors()));
         let (result, mut buffer) = self.device.read(range.start, buffer).await;
         let mut outcome = result.map_err(Trouble::from);
         if outcome.is_ok() && buffer.iter().any(|&byte| byte != 0) {
@@ -403,6 +409,15 @@ impl<D: BlockDevice, S: BlockDevice, F: BlockFetch> Keeper<D, S, F> {
         Ok(())
     }
 
+    /// Has the file say that the volume has grown.
+    async fn grow(&self, identity: MapIdentity) -> Result<(), Trouble> {
+        if let Some(file) = self.file.lock().await.as_mut() {
+            file.grow(identity).await?;
+        }
+        self.of.map.vouched.store(false, std::sync::atomic::Ordering::Release);
+        Ok(())
+    }
+
     /// Everything durable, and said to be.
     async fn close(&self) -> Result<(), Trouble> {
         self.commit().await?;
@@ -413,8 +428,9 @@ impl<D: BlockDevice, S: BlockDevice, F: BlockFetch> Keeper<D, S, F> {
             return Ok(());
         };
         let said = file.header().tracking == super::format::Tracking::Exact(snapshot);
-        if plan.freeze.is_some() || said {
-            // What a snapshot in progress means for what changed is not known yet; and what is said is so.
+        if plan.freeze.is_some() || said || changed.len() != file.blocks() {
+            // What a snapshot in progress means for what changed is not known yet; what is said is so; and a volume
+            // that could not grow to the end leaves it unsaid.
             return Ok(());
         }
         Ok(file.record_changes(SnapshotBase { snapshot, changed }).await?)

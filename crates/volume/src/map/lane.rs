@@ -28,6 +28,8 @@ pub struct MappedLane<L> {
     gate: LaneGate<Plan>,
     orphans: Orphans,
     map: Arc<Shared>,
+    /// The volume's size when the lane was opened. A lane does not see the volume grow.
+    sectors: u64,
 }
 
 /// Claims of requests that were abandoned on their way to the device.
@@ -99,12 +101,13 @@ impl Admitted<'_> {
 impl<L: BlockLane> MappedLane<L> {
     pub(crate) fn new(device: L, map: Arc<Shared>) -> Self {
         let orphans = Orphans { restore: map.restore.clone(), blocks: RefCell::default() };
-        Self { device, gate: map.gate.lane(), orphans, map }
+        let sectors = map.sectors();
+        Self { device, gate: map.gate.lane(), orphans, map, sectors }
     }
 
     fn assert_inside(&self, range: SectorRange) {
         let end = range.start.0.checked_add(range.count);
-        assert!(end.is_some_and(|end| end <= self.map.sectors), "a request lies within the volume");
+        assert!(end.is_some_and(|end| end <= self.sectors), "a request lies within the volume");
     }
 
     /// The volume's missing blocks, if it may have any in `range`.
@@ -149,7 +152,7 @@ impl<L: BlockLane> MappedLane<L> {
         range: SectorRange,
         replaces: bool,
     ) -> Result<Claims<'a>, Trouble> {
-        let replaced = if replaces { covered(range, self.map.sectors) } else { 0..0 };
+        let replaced = if replaces { covered(range, self.sectors) } else { 0..0 };
         let plan = self.map.gate.plan();
         let frozen = |block: u64| plan.freeze.as_ref().is_some_and(|freeze| freeze.wants(block..block + 1));
         // Once a block may be claimed it stays so: a snapshot that runs never wants more than it did.
@@ -221,7 +224,7 @@ impl<L: BlockLane> MappedLane<L> {
     /// The parts of `range` that may be discarded without waiting for anything: not of blocks that a snapshot
     /// wants, and of missing blocks only where all of one is in the range.
     fn discardable(&self, range: SectorRange) -> Vec<SectorRange> {
-        let sectors = self.map.sectors;
+        let sectors = self.sectors;
         let plan = self.map.gate.plan();
         let whole = covered(range, sectors);
         let keeps = |block: u64| {
@@ -337,9 +340,7 @@ impl<L: BlockLane> BlockLane for MappedLane<L> {
             let rest = SectorRange { start: at, count: end.0 - at.0 };
             let block = touched(rest).start;
             let missing = restore.is_missing(block);
-            let next =
-                if missing { restore.missing().next_clear(block) } else { restore.missing().next_set(block) };
-            let run = sectors_of(block..next.unwrap_or(self.map.blocks), self.map.sectors);
+            let run = sectors_of(block..restore.end_of_run(block), self.sectors);
             let run = intersection(run, rest);
             if missing {
                 extents

@@ -12,6 +12,8 @@
 //!
 //! A volume that came from no snapshot pays, per change, for a count in a cache line of its lane; reads pay nothing.
 //!
+//! A volume grows while it is in use: lanes opened from then on see the new blocks, which are here and zero.
+//!
 //! Not here: where snapshots are kept, what they are called, and keys.
 
 mod bits;
@@ -22,6 +24,7 @@ mod file;
 mod format;
 mod freeze;
 mod gate;
+mod grow;
 mod job;
 mod keeper;
 mod lane;
@@ -31,6 +34,7 @@ mod snapshot;
 pub use block::BLOCK_BYTES;
 pub use device::{ChangesKnown, MapOptions, MappedDevice, RestoreProgress, map_bytes, write_restoring_map};
 pub use format::{MapError, MapIdentity};
+pub use grow::GrowError;
 pub use keeper::{Background, BlockFetch, FetchedBlock, NoSource};
 pub use lane::MappedLane;
 pub use snapshot::{FreezeError, FrozenReader, LiveSnapshot};

@@ -76,16 +76,31 @@ impl Restore {
     }
 
     pub(crate) fn is_missing(&self, block: u64) -> bool {
-        self.missing.get(block)
+        block < self.missing.len() && self.missing.get(block)
     }
 
     pub(crate) fn any_missing(&self, blocks: Range<u64>) -> bool {
-        self.missing.any(blocks)
+        self.missing.any(self.known(blocks))
+    }
+
+    /// Those of `blocks` that the volume had when it was opened. What it has grown by since is here.
+    fn known(&self, blocks: Range<u64>) -> Range<u64> {
+        blocks.start.min(self.missing.len())..blocks.end.min(self.missing.len())
     }
 
     /// The blocks as they are now.
     pub(crate) fn missing(&self) -> &Bits {
         &self.missing
+    }
+
+    /// Where the run of blocks ends that are missing as `block` is, or here as it is; the largest number if it
+    /// does not end.
+    pub(crate) fn end_of_run(&self, block: u64) -> u64 {
+        if self.is_missing(block) {
+            self.missing.next_clear(block).unwrap_or(self.missing.len())
+        } else {
+            self.missing.next_set(block).unwrap_or(u64::MAX)
+        }
     }
 
     pub(crate) fn missing_count(&self) -> u64 {
@@ -103,7 +118,7 @@ impl Restore {
 
     /// The same, of these blocks only.
     pub(crate) fn any_unsettled(&self, blocks: Range<u64>) -> bool {
-        self.is_unsettled() && self.unsettled.any(blocks)
+        self.is_unsettled() && self.unsettled.any(self.known(blocks))
     }
 
     /// Returns once `block` is here. If nobody is at it, the keeper is told to bring it.
@@ -126,7 +141,7 @@ impl Restore {
     /// Claims `block` if it is missing and nobody has.
     pub(crate) fn take_turn(&self, block: u64, replaces: bool) -> Turn {
         let mut table = self.table();
-        if !self.missing.get(block) {
+        if !self.is_missing(block) {
             return Turn::Here;
         }
         if let Some(claim) = table.claims.get(&block) {

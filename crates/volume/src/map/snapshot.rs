@@ -18,9 +18,12 @@ use crate::id::SnapshotId;
 /// Why a snapshot was not begun, or not completed.
 #[derive(Debug, thiserror::Error)]
 pub enum FreezeError {
-    /// Another one is in progress: one at a time.
+    /// Another one is in progress, or the volume grows: one at a time.
     #[error("a snapshot of this volume is in progress already")]
     InProgress,
+    /// The volume has grown since the spool was made.
+    #[error("the snapshot's spool is smaller than the volume, which has grown: try again")]
+    SmallSpool,
     /// The frozen content was lost: a block could not be put aside before a client changed it. The
     /// volume itself is as it should be.
     #[error("the content of the volume at the snapshot's instant is lost: a block could not be put aside")]
@@ -66,17 +69,16 @@ impl<D: BlockDevice, S: BlockDevice> MappedDevice<D, S> {
         spool: S,
         onto: Option<SnapshotId>,
     ) -> Result<LiveSnapshot<D, S>, FreezeError> {
-        assert!(spool.geometry().sectors >= self.map.sectors, "a spool has room for every block");
-        if self.map.freezing.swap(true, Ordering::AcqRel) {
-            return Err(FreezeError::InProgress);
+        let exclusive = Exclusive::take(&self.map).ok_or(FreezeError::InProgress)?;
+        if spool.geometry().sectors < self.map.sectors() {
+            return Err(FreezeError::SmallSpool);
         }
-        let aborted = Aborted(&self.map);
         let spool = Arc::new(spool);
         // All that takes time for a large volume is made before the gate is closed, but one copy.
         let known = *self.map.base();
         let base = known.filter(|known| onto == Some(*known));
-        let fresh = Arc::new(Bits::new(self.map.blocks));
-        let all = base.is_none().then(|| Bits::full(self.map.blocks));
+        let fresh = Arc::new(Bits::new(self.map.blocks()));
+        let all = base.is_none().then(|| Bits::full(self.map.blocks()));
         let mut begun = None;
         self.map
             .gate
@@ -91,16 +93,24 @@ impl<D: BlockDevice, S: BlockDevice> MappedDevice<D, S> {
                 Plan { changed: Some(fresh), freeze: Some(freeze) }
             })
             .await;
-        std::mem::forget(aborted);
+        // The snapshot gives it back when it is over.
+        std::mem::forget(exclusive);
         let (freeze, needed, before) = begun.expect("an exchange that returned has called its function");
         Ok(LiveSnapshot { of: self.clone(), spool, freeze, needed, base, before, completed: false })
     }
 }
 
-/// A snapshot that was given up before it began.
-struct Aborted<'a>(&'a Shared);
+/// The time in which nobody else begins a snapshot, or grows the volume.
+pub(crate) struct Exclusive<'a>(&'a Shared);
 
-impl Drop for Aborted<'_> {
+impl<'a> Exclusive<'a> {
+    /// `None`: a snapshot is in progress, or the volume grows.
+    pub(crate) fn take(map: &'a Shared) -> Option<Self> {
+        (!map.freezing.swap(true, Ordering::AcqRel)).then_some(Self(map))
+    }
+}
+
+impl Drop for Exclusive<'_> {
     fn drop(&mut self) {
         self.0.freezing.store(false, Ordering::Release);
     }
@@ -120,7 +130,7 @@ impl<D: BlockDevice, S: BlockDevice> LiveSnapshot<D, S> {
 
     /// How many blocks the volume has.
     pub fn blocks(&self) -> u64 {
-        self.of.map.blocks
+        self.of.map.blocks()
     }
 
     /// Opens a way to the content, on the thread that will use it, inside the runtime that lanes need.
@@ -177,13 +187,13 @@ impl<D: BlockLane, S: BlockLane> FrozenReader<D, S> {
     async fn next_data(&self, from: u64) -> Result<Option<u64>, BlockError> {
         let mut known: Vec<Extent> = Vec::with_capacity(1);
         let mut block = from;
-        while block < self.map.blocks {
+        while block < self.map.blocks() {
             let missing = self.map.restore.as_ref().and_then(|all| all.missing().next_set(block));
             if missing == Some(block) || self.freeze.is_spooled(block) {
                 return Ok(Some(block));
             }
             // As far as nothing is missing, the device tells; what a client has since cleared is in the spool.
-            let range = sectors_of(block..missing.unwrap_or(self.map.blocks), self.map.sectors);
+            let range = sectors_of(block..missing.unwrap_or(self.map.blocks()), self.map.sectors());
             known.clear();
             self.device.extents(range, &mut known).await?;
             let extent = known.first().expect("a device knows something of the first sector");
@@ -191,7 +201,7 @@ impl<D: BlockLane, S: BlockLane> FrozenReader<D, S> {
                 return Ok(Some(block));
             }
             let zeros = SectorRange { start: range.start, count: extent.count };
-            let end = covered(zeros, self.map.sectors).end;
+            let end = covered(zeros, self.map.sectors()).end;
             if end == block {
                 return Ok(Some(block)); // Zeros at its beginning only.
             }
@@ -205,14 +215,14 @@ impl<D: BlockLane, S: BlockLane> FrozenReader<D, S> {
 
     /// The length of a block in bytes: 512 KiB, or less for the volume's last.
     pub fn block_bytes(&self, block: u64) -> usize {
-        block_bytes(block, self.map.sectors)
+        block_bytes(block, self.map.sectors())
     }
 
     /// Fills `buffer` (its length is the block's) with what `block` held, as it is stored: ciphertext on an encrypted
     /// volume. A missing block is brought first. Only of blocks that [`FrozenReader::next`] may name: with a base, others may
     /// have changed since. Not after [`FrozenReader::release`].
     pub async fn read(&self, block: u64, mut buffer: Buffer) -> Completion {
-        let range = sectors_of(block..block + 1, self.map.sectors);
+        let range = sectors_of(block..block + 1, self.map.sectors());
         assert_eq!(range.bytes(), buffer.len() as u64, "a buffer for this block");
         assert!(self.needed.as_ref().is_none_or(|needed| needed.get(block)), "a block that was frozen");
         let lost = |trouble: Trouble| trouble.answer(Operation::Read, range.start);
@@ -242,7 +252,7 @@ impl<D: BlockLane, S: BlockLane> FrozenReader<D, S> {
         if !self.freeze.is_spooled(block) {
             return Ok(());
         }
-        let range = sectors_of(block..block + 1, self.map.sectors);
+        let range = sectors_of(block..block + 1, self.map.sectors());
         self.spool.zero(range, ZeroMode::MayUnmap, Durability::Volatile).await
     }
 }

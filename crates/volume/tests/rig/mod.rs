@@ -50,6 +50,7 @@ pub fn plain_record(bytes: u64) -> VolumeRecord {
         backing: Backing::File {},
         encryption: Encryption::Plain {},
         discard: true,
+        name: None,
         snapshot_id: None,
     }
 }
