@@ -65,6 +65,7 @@ pub use runtime::{RuntimeDir, SocketError};
 pub use sealblk_volume::{VolumeId, VolumeName};
 pub use settings::Settings;
 pub use snapshot::{
-    CopiedFrom, RepositoryPlace, SnapshotDescription, SnapshotEncryption, SnapshotMetadata, XtsSnapshot,
+    CopiedFrom, MisshapenBlock, Reencryption, RepositoryPlace, SnapshotDescription, SnapshotEncryption,
+    SnapshotMetadata, XtsSnapshot,
 };
 pub use stats::{AttachmentStatistics, KindStatistics, LatencyHistogram, Percentiles};

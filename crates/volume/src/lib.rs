@@ -40,5 +40,5 @@ pub use volume::{Volume, VolumeLane};
 use sealblk_record as id;
 pub use sealblk_record::{IdKind, MalformedId, ResourceId, SnapshotId, SnapshotKind, VolumeId, VolumeKind};
 // The type of an encrypted volume's cipher, for callers that have no other business with the crate.
-pub use sealblk_xts::SectorCipher;
+pub use sealblk_xts::{CipherError, SectorCipher};
 pub use wrapped::{InvalidWrap, KeyReference, WrappedDataKey};

@@ -6,7 +6,9 @@
 mod describe;
 mod metadata;
 mod place;
+mod reencrypt;
 
 pub use describe::SnapshotDescription;
 pub use metadata::{CopiedFrom, SnapshotEncryption, SnapshotMetadata, XtsSnapshot};
 pub use place::RepositoryPlace;
+pub use reencrypt::{MisshapenBlock, Reencryption};
