@@ -20,6 +20,8 @@ mod passphrase;
 mod place;
 mod progress;
 mod providers;
+#[allow(dead_code, reason = "the commands on snapshots use it")]
+mod repository_args;
 mod rewrap;
 mod settings;
 mod size;

@@ -1,15 +1,17 @@
 //! `sealblk settings …`: the account's defaults, and what can be typed after it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use clap::Subcommand;
-use sealblk_control::{Pool, PoolDirectory, Settings};
+use sealblk_control::{Pool, PoolDirectory, RepositoryPlace, Settings};
 use serde_json::json;
 
 use crate::exit::Failure;
 use crate::kms;
 use crate::output::Output;
 use crate::place::Place;
+use crate::repository_args::NamedRepository;
 
 #[derive(Subcommand)]
 pub(crate) enum SettingsCommand {
@@ -19,6 +21,9 @@ pub(crate) enum SettingsCommand {
     /// The key that wraps data keys where no other is named
     #[command(subcommand)]
     DefaultKmsKey(DefaultKeyCommand),
+    /// Where snapshots are kept: in the pool, in another directory, or in an S3-compatible store
+    #[command(subcommand)]
+    Repository(RepositoryCommand),
 }
 
 #[derive(Subcommand)]
@@ -62,6 +67,29 @@ Examples:
     Reset,
 }
 
+#[derive(Subcommand)]
+pub(crate) enum RepositoryCommand {
+    /// Say where snapshots are kept where no other place is named
+    #[command(after_help = "\
+Examples:
+  sealblk settings repository get
+  sealblk settings repository get --output json | jq -r .Location")]
+    Get,
+    /// Keep snapshots there from now on; those elsewhere stay where they are
+    #[command(after_help = "\
+Examples:
+  sealblk settings repository set /srv/snapshots
+  sealblk settings repository set s3://backups/host1 --repository-option endpoint=https://s3.example.com
+
+Credentials are not stored: they come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, …) of each command.")]
+    Set(NamedRepository),
+    /// Keep snapshots in the pool from now on
+    #[command(after_help = "\
+Examples:
+  sealblk settings repository reset")]
+    Reset,
+}
+
 /// Does what `sealblk settings` was asked for.
 pub(crate) fn run(command: SettingsCommand, place: &Place, output: &Output) -> Result<(), Failure> {
     let directory = PoolDirectory::open_or_create(&place.pool)?;
@@ -85,7 +113,28 @@ pub(crate) fn run(command: SettingsCommand, place: &Place, output: &Output) -> R
             };
             default_key(&settings, output)
         }
+        SettingsCommand::Repository(command) => {
+            let settings = match command {
+                RepositoryCommand::Get => directory.settings()?,
+                RepositoryCommand::Set(named) => directory.set_snapshot_repository(&named.place()?)?,
+                RepositoryCommand::Reset => directory.reset_snapshot_repository()?,
+            };
+            repository(&directory, &settings, output)
+        }
     }
+}
+
+fn repository(directory: &PoolDirectory, settings: &Settings, output: &Output) -> Result<(), Failure> {
+    let place = RepositoryPlace::own(directory).location().to_string();
+    let (location, options) = match settings.snapshot_repository() {
+        Some(name) => (name.location.clone(), name.options.clone()),
+        None => (place, BTreeMap::new()),
+    };
+    let document = json!({ "Location": location, "Options": options });
+    Ok(output.result(&document, || {
+        let options = options.iter().map(|(name, value)| format!(" {name}={value}"));
+        format!("{location}{}", options.collect::<String>())
+    })?)
 }
 
 fn by_default(settings: &Settings, output: &Output) -> Result<(), Failure> {

@@ -8,6 +8,8 @@
 mod attach;
 mod attachment;
 mod backing;
+#[allow(dead_code, unused_imports, reason = "snapshot and restore build on it")]
+mod block_stream;
 mod conversation;
 mod create;
 mod delete;
@@ -62,10 +64,11 @@ pub use place::BackingPlace;
 pub use pool::{Pool, PoolDirectory, PoolRecord};
 pub use rewrap::RewrapOutcome;
 pub use runtime::{RuntimeDir, SocketError};
+pub use sealblk_snapshot::StoreOptions;
 pub use sealblk_volume::{VolumeId, VolumeName};
 pub use settings::Settings;
 pub use snapshot::{
-    CopiedFrom, MisshapenBlock, Reencryption, RepositoryPlace, SnapshotDescription, SnapshotEncryption,
-    SnapshotMetadata, XtsSnapshot,
+    CopiedFrom, MisshapenBlock, Reencryption, RepositoryName, RepositoryPlace, SnapshotDescription,
+    SnapshotEncryption, SnapshotMetadata, XtsSnapshot,
 };
 pub use stats::{AttachmentStatistics, KindStatistics, LatencyHistogram, Percentiles};

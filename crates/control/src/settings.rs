@@ -1,5 +1,5 @@
-//! The account's defaults in this region: encryption by default, and the key that is used where no other is named
-//! (ebs.md A.4, "Account defaults"; requirements 28 to 42 and 68).
+//! The account's defaults in this region: encryption by default, the key that is used where no other is named
+//! (ebs.md A.4, "Account defaults"; requirements 28 to 42 and 68), and where snapshots are kept.
 //!
 //! They are one record in the pool. A change is effective for the next operation and touches nothing that exists.
 
@@ -11,6 +11,7 @@ use crate::create::usable_key;
 use crate::error::ControlError;
 use crate::outcome::EncryptionDefaults;
 use crate::pool::{Pool, PoolDirectory};
+use crate::snapshot::{RepositoryName, RepositoryPlace};
 
 /// The key that is the default until another is chosen: the managed one.
 const MANAGED_KEY: &str = "alias/aws/ebs";
@@ -24,6 +25,9 @@ pub struct Settings {
     /// The key chosen as default; `None`: the managed one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     default_kms_key: Option<KeyReference>,
+    /// Where snapshots are kept; `None`: in the pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    snapshot_repository: Option<RepositoryName>,
 }
 
 impl Document for Settings {
@@ -35,6 +39,11 @@ impl Settings {
     /// The default key as EC2 tells it: the alias of the managed key, or the ARN of the one chosen instead.
     pub fn default_kms_key(&self) -> &str {
         self.default_kms_key.as_ref().map_or(MANAGED_KEY, KeyReference::as_str)
+    }
+
+    /// Where snapshots are kept where no other place is named; `None`: in the pool.
+    pub fn snapshot_repository(&self) -> Option<&RepositoryName> {
+        self.snapshot_repository.as_ref()
     }
 
     pub(crate) fn defaults(&self) -> EncryptionDefaults<'_> {
@@ -57,6 +66,16 @@ impl PoolDirectory {
     /// ResetEbsDefaultKmsKeyId: the managed key is the default again.
     pub fn reset_default_kms_key(&self) -> Result<Settings, ControlError> {
         self.change_settings(|settings| settings.default_kms_key = None)
+    }
+
+    /// Keeps snapshots at `place` from now on; those elsewhere stay where they are.
+    pub fn set_snapshot_repository(&self, place: &RepositoryPlace) -> Result<Settings, ControlError> {
+        self.change_settings(|settings| settings.snapshot_repository = place.name().cloned())
+    }
+
+    /// Keeps snapshots in the pool from now on.
+    pub fn reset_snapshot_repository(&self) -> Result<Settings, ControlError> {
+        self.change_settings(|settings| settings.snapshot_repository = None)
     }
 
     fn settings_file(&self) -> RecordFile<Settings> {

@@ -5,7 +5,10 @@ mod rig;
 use std::fs;
 
 use rig::{Rig, plain};
-use sealblk_control::{ControlError, CreateVolume, ErrorClass, PoolDirectory, VolumeDescription};
+use sealblk_control::{
+    ControlError, CreateVolume, ErrorClass, PoolDirectory, RepositoryName, RepositoryPlace, StoreOptions,
+    VolumeDescription,
+};
 use sealblk_kms::Kms;
 
 fn directory(rig: &Rig) -> PoolDirectory {
@@ -120,6 +123,21 @@ fn changes_at_once_are_all_kept() {
     let settings = directory(&rig).settings().expect("settings");
     assert!(settings.ebs_encryption_by_default, "the last of its writer's");
     assert_eq!(settings.default_kms_key(), own);
+}
+
+#[test]
+fn the_snapshot_repository_is_kept_until_it_is_reset() {
+    let rig = Rig::new();
+    let at = || directory(&rig).settings().expect("settings").snapshot_repository().cloned();
+    assert_eq!(at(), None);
+    let options = [("endpoint".to_owned(), "https://s3.example".to_owned())].into();
+    let name = RepositoryName { location: "s3://bucket/prefix".to_owned(), options };
+    let place = RepositoryPlace::named(name.clone(), StoreOptions::default()).expect("a place");
+    directory(&rig).set_snapshot_repository(&place).expect("set");
+    directory(&rig).set_encryption_by_default(true).expect("on");
+    assert_eq!(at(), Some(name));
+    directory(&rig).reset_snapshot_repository().expect("reset");
+    assert_eq!(at(), None);
 }
 
 #[test]

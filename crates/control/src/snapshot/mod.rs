@@ -10,5 +10,5 @@ mod reencrypt;
 
 pub use describe::SnapshotDescription;
 pub use metadata::{CopiedFrom, SnapshotEncryption, SnapshotMetadata, XtsSnapshot};
-pub use place::RepositoryPlace;
+pub use place::{RepositoryName, RepositoryPlace};
 pub use reencrypt::{MisshapenBlock, Reencryption};
