@@ -1,6 +1,7 @@
 //! The block map of an open volume: its file, and the thread that keeps it while the volume is open.
 
 use std::io;
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use sealblk_block::{BlockError, FileDevice, FileOptions};
@@ -63,17 +64,26 @@ pub(crate) struct Keeping {
 }
 
 impl Keeping {
-    /// Starts the keeper.
+    /// Starts the keeper; on return it has begun.
     pub(crate) fn start(id: VolumeId, stored: StoredVolume) -> Result<Self, ControlError> {
         let kept = stored.clone();
+        let (begun, has_begun) = mpsc::channel();
         let run = move || {
-            let ended = offline::run(kept.keep(NoSource, Background::Restore))?;
-            ended.map_err(|source| ControlError::Device { id, doing: "keeping the block map", source })
+            let tell = || begun.send(()).expect("who started this waits for it");
+            let ended = offline::run(kept.keep_and_tell(NoSource, Background::Restore, tell));
+            // Without a runtime it did not even come to know of its inbox.
+            kept.give_up_keeping();
+            ended?.map_err(|source| ControlError::Device { id, doing: "keeping the block map", source })
         };
         let started = std::thread::Builder::new().name("keeper".to_owned()).spawn(run);
         let thread =
             started.map_err(|source| ControlError::Start { what: "the keeper of the block map", source })?;
-        Ok(Self { id, stored, thread: Some(thread) })
+        let mut keeping = Self { id, stored, thread: Some(thread) };
+        match has_begun.recv() {
+            Ok(()) => Ok(keeping),
+            // It has ended instead, and says why.
+            Err(mpsc::RecvError) => keeping.join().map(|()| keeping),
+        }
     }
 
     /// Has the map say what changed, once all of it is durable, and ends the keeper. No lane is open any more.

@@ -7,8 +7,8 @@ use rig::map::{
     BLOCK_SECTORS, TestSource, block_range, kept, map_sectors, open, run_kept, snapshot_id, write_map,
 };
 use sealblk_block::{
-    BlockDevice, BlockError, BlockLane, Durability, Extent, FileDevice, FileOptions, Lba, MemoryDevice,
-    Operation, SectorRange, ZeroMode,
+    BlockDevice, BlockError, BlockLane, Buffer, Durability, Extent, FileDevice, FileOptions, Lba,
+    MemoryDevice, Operation, SectorRange, ZeroMode,
 };
 use sealblk_testkit::FaultDevice;
 use sealblk_testkit::fault_device::{Effect, Fault};
@@ -241,6 +241,22 @@ fn without_a_keeper_nobody_waits() {
         // Nor can anybody say durably that something changes.
         let whole = rig::buffer(&vec![7; BLOCK_BYTES]);
         lane.write(Lba(0), whole, Durability::Volatile).await.0.expect_err("nobody notes it");
+    });
+}
+
+#[test]
+fn whoever_waits_for_a_keeper_that_will_not_come_is_told_so() {
+    // A process without a descriptor for the keeper's runtime waited for ever at its end.
+    let (device, ..) = restoring();
+    rig::run(async {
+        let lane = device.open_lane().expect("lane");
+        let (read, (), closed) = tokio::join!(
+            lane.read(Lba(0), Buffer::new(512)),
+            async { device.give_up_keeping() },
+            device.close()
+        );
+        assert!(matches!(read.0, Err(BlockError::Io { operation: Operation::Read, .. })), "{:?}", read.0);
+        assert!(matches!(closed, Err(BlockError::Io { operation: Operation::Flush, .. })), "{closed:?}");
     });
 }
 

@@ -93,11 +93,22 @@ impl<D: BlockDevice, S: BlockDevice> MappedDevice<D, S> {
     /// Runs where lanes do, with time: a current-thread runtime and a local task set; in production in a thread of its own,
     /// so that no client waits for another's restore.
     pub async fn keep<F: BlockFetch>(&self, source: F, background: Background) -> Result<(), BlockError> {
+        self.keep_and_tell(source, background, || {}).await
+    }
+
+    /// As [`Self::keep`]; `begun` is called when nothing more can keep it from beginning.
+    pub async fn keep_and_tell<F: BlockFetch>(
+        &self,
+        source: F,
+        background: Background,
+        begun: impl FnOnce(),
+    ) -> Result<(), BlockError> {
         // Dropped last: by then nothing more can be left for this keeper.
         let unkept = Unkept(Arc::clone(&self.map));
         let inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Inbox { work: mut inbox, missing } = inbox.expect("one keeper");
         let keeper = Rc::new(Keeper::new(self, source, missing)?);
+        begun();
         let mut tasks = JoinSet::new();
         keeper.say_if_complete().await;
         if background == Background::Restore {
@@ -117,6 +128,16 @@ impl<D: BlockDevice, S: BlockDevice> MappedDevice<D, S> {
 
 /// When a keeper ends, however it does, nobody may wait for it.
 struct Unkept(Arc<Shared>);
+
+impl<D, S> MappedDevice<D, S> {
+    /// There will be no keeper: whoever waits for it, now or later, is told so. Nothing if there was one.
+    pub fn give_up_keeping(&self) {
+        let inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if inbox.is_some() {
+            drop((inbox, Unkept(Arc::clone(&self.map))));
+        }
+    }
+}
 
 impl Drop for Unkept {
     fn drop(&mut self) {
