@@ -34,11 +34,12 @@ struct Boot<'a> {
     pool: &'a Pool,
     task: String,
     disks: Vec<PathBuf>,
+    processors: u32,
 }
 
 impl<'a> Boot<'a> {
     fn new(pool: &'a Pool) -> Self {
-        Self { pool, task: String::from("step network network\n"), disks: Vec::new() }
+        Self { pool, task: String::from("step network network\n"), disks: Vec::new(), processors: 1 }
     }
 
     /// A step, named by its command.
@@ -65,7 +66,8 @@ impl<'a> Boot<'a> {
     fn run(&self) {
         let initrd = self.initrd();
         let mut qemu = foreign("qemu-system-x86_64");
-        qemu.args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "512", "-smp", "1"]);
+        qemu.args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "512"]);
+        qemu.arg("-smp").arg(self.processors.to_string());
         qemu.args(["-nographic", "-no-reboot", "-append", "console=ttyS0 quiet panic=-1"]);
         qemu.args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]);
         qemu.arg("-kernel").arg(guest().join("vmlinuz")).arg("-initrd").arg(&initrd);
@@ -105,16 +107,23 @@ fn serve(pool: &Pool, volume: &str) -> Attachment {
     pool.attach(volume, &["--listen", "127.0.0.1:0"])
 }
 
-/// First boot: the kernel's client puts a file system with files on each volume.
+/// Connections of the kernel's client; it uses as many of them as it has processors.
+const CONNECTIONS: u32 = 4;
+
+/// First boot: the kernel's client puts a file system with files on each volume, over one connection and over several.
 fn write_through_the_kernel(pool: &Pool, volumes: &[&str]) {
     let attached: Vec<Attachment> = volumes.iter().map(|volume| serve(pool, volume)).collect();
     let mut boot = Boot::new(pool);
-    for (attachment, block) in attached.iter().zip([512, 4096]) {
+    boot.processors = CONNECTIONS;
+    for (attachment, (block, connections)) in attached.iter().zip([(512, 1), (4096, CONNECTIONS)]) {
         let (port, export) = (attachment.port(), attachment.volume());
-        boot.step(&format!("attach /dev/nbd0 {port} {export} {block}"));
+        boot.step(&format!("attach /dev/nbd0 {port} {export} {block} {connections}"));
+        boot.step(&format!("has_queues nbd0 {connections}"));
         boot.step("mkfs.ext4 -q -b 4096 /dev/nbd0").step("mount -t ext4 /dev/nbd0 /mnt");
         boot.step(&format!("fill {export}")).step("free_and_trim").step("compare");
-        boot.step("umount /mnt").step("nbd-client -d /dev/nbd0");
+        boot.step("umount /mnt");
+        // What was written through one connection is there through each other one.
+        boot.step("same_on_every_processor /dev/nbd0").step("nbd-client -d /dev/nbd0");
     }
     boot.run();
     attached.into_iter().for_each(Attachment::terminate);
