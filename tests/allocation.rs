@@ -133,6 +133,7 @@ fn record() -> VolumeRecord {
         volume_id: id,
         size_bytes: VolumeSize::from_bytes(SIZE).expect("a size"),
         create_time: jiff::Timestamp::UNIX_EPOCH,
+        owner_id: None,
         backing: Backing::File {},
         encryption: Encryption::Aes256Xts(XtsEncryption::new(arn, wrapped, id)),
         discard: true,

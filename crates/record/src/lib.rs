@@ -22,17 +22,19 @@
 //!
 //! Writers exclude each other with a [`LockFile`]; readers need none.
 //!
-//! Also here, because records name each other by them: the [identifiers](ResourceId) of volumes and snapshots.
+//! Also here, because records name each other by them: the [identifiers](ResourceId) of volumes and snapshots, and [accounts](AccountId).
 //!
 //! Used by `kms`, `volume`, `snapshot` and `control`. It knows nothing of what the documents mean.
 #![forbid(unsafe_code)]
 
+mod account;
 mod document;
 mod error;
 mod file;
 mod id;
 mod lock;
 
+pub use account::{AccountId, MalformedAccountId};
 pub use document::{Document, Fields, from_bytes, to_bytes};
 pub use error::RecordError;
 pub use file::{MAX_RECORD_BYTES, RecordFile};

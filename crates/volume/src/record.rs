@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use sealblk_record::{Document, Fields};
+use sealblk_record::{AccountId, Document, Fields};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -32,6 +32,9 @@ pub struct VolumeRecord {
     pub size_bytes: VolumeSize,
     /// When it was created.
     pub create_time: Timestamp,
+    /// The account that it belongs to; `None`: the pool's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner_id: Option<AccountId>,
     /// Where the bytes are.
     pub backing: Backing,
     /// What they are.

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use sealblk_snapshot::{BLOCK_BYTES, SnapshotRecord, State};
-use sealblk_volume::{DataKeyId, KeyReference, SnapshotId, VolumeId};
+use sealblk_volume::{AccountId, DataKeyId, KeyReference, SnapshotId, VolumeId};
 use serde::Serialize;
 
 use super::metadata::{SnapshotEncryption, SnapshotMetadata};
@@ -38,7 +38,7 @@ pub struct SnapshotDescription {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub full_snapshot_size_in_bytes: Option<u64>,
     /// The account that it belongs to.
-    pub owner_id: String,
+    pub owner_id: AccountId,
     /// What its maker wrote about it.
     pub description: String,
     /// Whether it is encrypted.

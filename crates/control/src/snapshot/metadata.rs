@@ -1,6 +1,6 @@
 //! What is known of a snapshot beside its blocks (docs/FORMAT.md, "Snapshots"): the `Metadata` of its record.
 
-use sealblk_volume::{DataKeyId, KeyCheck, KeyReference, RecoveryKey, SnapshotId, VolumeId, WrappedDataKey};
+use sealblk_volume::{AccountId, DataKeyId, KeyCheck, KeyReference, RecoveryKey, SnapshotId, VolumeId, WrappedDataKey};
 use serde::{Deserialize, Serialize};
 
 /// What a snapshot is of, whose it is, and how its blocks are encrypted. A field that this version does not know
@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub struct SnapshotMetadata {
-    /// The account that it belongs to: 12 digits.
-    pub owner_id: String,
+    /// The account that it belongs to.
+    pub owner_id: AccountId,
     /// The volume that it was made of; of a copy, that of its source.
     pub volume_id: VolumeId,
     /// What its maker wrote about it.
@@ -22,7 +22,7 @@ pub struct SnapshotMetadata {
     pub copied_from: Option<CopiedFrom>,
     /// Accounts that may make volumes and copies of it (EC2: `createVolumePermission`), sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub shared_with: Vec<String>,
+    pub shared_with: Vec<AccountId>,
     /// Whether every account may. Never of an encrypted one (r50).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub public: bool,
@@ -88,7 +88,7 @@ impl SnapshotMetadata {
     }
 
     /// Whether `account` may make volumes and copies of it: its owner, and those that it is shared with.
-    pub fn is_usable_by(&self, account: &str) -> bool {
-        self.public || self.owner_id == account || self.shared_with.iter().any(|other| other == account)
+    pub fn is_usable_by(&self, account: &AccountId) -> bool {
+        self.public || self.owner_id == *account || self.shared_with.contains(account)
     }
 }

@@ -47,6 +47,7 @@ pub fn plain_record(bytes: u64) -> VolumeRecord {
         volume_id: volume_id(1),
         size_bytes: VolumeSize::from_bytes(bytes).expect("a size"),
         create_time: "2026-11-23T12:00:00Z".parse().expect("a time"),
+        owner_id: None,
         backing: Backing::File {},
         encryption: Encryption::Plain {},
         discard: true,
