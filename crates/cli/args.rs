@@ -51,6 +51,9 @@ pub(crate) struct Global {
     /// The pool's directory [default: $SEALBLK_POOL, else /var/lib/sealblk for root, else ~/.local/share/sealblk]
     #[arg(long, global = true, value_name = "DIR", help_heading = EVERYWHERE)]
     pub(crate) pool: Option<PathBuf>,
+    /// On whose behalf: the account that owns what is made, and whose keys and defaults are meant [default: the pool's]
+    #[arg(long, global = true, value_name = "ID", help_heading = EVERYWHERE)]
+    pub(crate) account: Option<String>,
     /// Where sockets are made [default: /run/sealblk for root, else $XDG_RUNTIME_DIR/sealblk, else POOL/run]
     #[arg(long, global = true, value_name = "DIR", help_heading = EVERYWHERE)]
     pub(crate) runtime_dir: Option<PathBuf>,
@@ -90,6 +93,7 @@ pub(crate) enum Command {
     #[command(after_help = "\
 Examples:
   sealblk init
+  sealblk init --region eu-central-1 --account 111122223333
   sealblk init --root-key passphrase
   head -c 32 /dev/urandom | systemd-creds encrypt --name=sealblk - /etc/credstore.encrypted/sealblk
   systemd-run --pipe -p LoadCredentialEncrypted=sealblk sealblk init --root-key credential --credential sealblk")]
@@ -457,6 +461,9 @@ pub(crate) enum Protection {
 
 #[derive(Args)]
 pub(crate) struct InitArgs {
+    /// The region that the pool plays: stands in the ARNs of its keys. The account is --account's
+    #[arg(long, value_name = "NAME")]
+    pub(crate) region: Option<String>,
     #[command(flatten)]
     pub(crate) choice: ProtectionChoice,
 }

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 
-use sealblk_control::PoolDirectory;
 use sealblk_kms::local::{AuditReport, LocalKms};
 use serde_json::{Value, json};
 
@@ -14,7 +13,7 @@ use crate::place::Place;
 
 /// Does what `sealblk audit` was asked for.
 pub(crate) fn run(command: AuditCommand, place: &Place, output: &Output) -> Result<(), Failure> {
-    let store = kms::store(&PoolDirectory::open_or_create(&place.pool)?, place)?;
+    let store = kms::store(&place.open_pool()?, place)?;
     match command {
         AuditCommand::Verify { first, without_seal } => verify(&store, first, !without_seal, output),
         AuditCommand::List { filter, last } => list(&store, &filter, last, output),

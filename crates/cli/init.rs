@@ -1,7 +1,7 @@
 //! `sealblk init` and `sealblk key root-protection`: how the key store's root key is protected, from the beginning or
 //! from now on.
 
-use sealblk_control::{ControlError, PoolDirectory};
+use sealblk_control::{ControlError, PoolDirectory, PoolRecord};
 use sealblk_keymem::harden_process;
 use sealblk_kms::Passphrase;
 use sealblk_kms::local::{NewProtection, RootKeyProtection};
@@ -18,7 +18,10 @@ use crate::place::Place;
 pub(crate) fn run(args: &InitArgs, place: &Place, output: &Output) -> Result<(), Failure> {
     harden_process().map_err(ControlError::from)?;
     let chosen = Chosen::new(&args.choice, &place.passphrase)?;
-    let pool = PoolDirectory::create(&place.pool, |pool| {
+    let usual = PoolRecord::default();
+    let region = args.region.as_deref().unwrap_or(&usual.region);
+    let record = PoolRecord::new(region, place.account.clone().unwrap_or(usual.account))?;
+    let pool = PoolDirectory::create(&place.pool, record, |pool| {
         Ok::<_, Failure>(kms::store(pool, place)?.create_root_key(chosen.protection())?)
     })?;
     let store = kms::store(&pool, place)?;
@@ -32,6 +35,8 @@ pub(crate) fn run(args: &InitArgs, place: &Place, output: &Output) -> Result<(),
     Ok(output.result(&document, || {
         fields(&[
             ("Pool", place.pool.display().to_string()),
+            ("Region", pool.record().region.clone()),
+            ("Account", pool.record().account.to_string()),
             ("KeyStore", pool.key_store().display().to_string()),
             ("RootKey", describe(&protection)),
         ])
@@ -44,7 +49,7 @@ pub(crate) fn root_protection(
     place: &Place,
     output: &Output,
 ) -> Result<(), Failure> {
-    let pool = PoolDirectory::open_or_create(&place.pool)?;
+    let pool = place.open_pool()?;
     let store = kms::store(&pool, place)?;
     if let Some(protection) = args.protection {
         let choice = ProtectionChoice { root_key: protection, credential: args.credential.clone() };

@@ -36,7 +36,8 @@ pub(crate) fn for_key_file(pool: &PoolDirectory) -> Result<RoutedKms, Failure> {
         aws: HelperProgram { path: aws, args: Vec::new(), environment: aws_environment() },
     };
     let local = ProviderConfig::Local { dir: pool.key_store(), scope: scope(pool), caller: caller() };
-    Ok(RoutedKms::new(local, &pool.key_providers(), helpers))
+    let others = pool.other_key_stores()?.into_iter().map(|(account, dir)| (account.to_string(), dir));
+    Ok(RoutedKms::new(local, &pool.key_providers(), helpers).with_other_accounts(others))
 }
 
 /// What AWS's standard chain of credentials and settings looks at.
@@ -59,10 +60,13 @@ fn open_store(pool: &PoolDirectory) -> Result<LocalKms, Failure> {
     Ok(LocalKms::open(&pool.key_store(), scope(pool), caller())?)
 }
 
-/// Whether the embedded store's root key takes a person to open.
+/// Whether a root key that a call may need takes a person to open: the account's, or that of an account whose key it uses.
 pub(crate) fn asks_for_a_passphrase(pool: &PoolDirectory) -> bool {
-    let protection = open_store(pool).and_then(|store| Ok(store.root_key_protection()?));
-    matches!(protection, Ok(Some(RootKeyProtection::Passphrase(_))))
+    let asks =
+        |store: LocalKms| matches!(store.root_key_protection(), Ok(Some(RootKeyProtection::Passphrase(_))));
+    let others = pool.other_key_stores().unwrap_or_default();
+    let mut others = others.values().filter_map(|dir| LocalKms::open(dir, scope(pool), caller()).ok());
+    open_store(pool).is_ok_and(asks) || others.any(asks)
 }
 
 /// What opens the root key. A passphrase is asked for only if there is one to be known, and not before it is needed.
@@ -86,7 +90,7 @@ pub(crate) fn serve() -> Result<(), Failure> {
 
 fn scope(pool: &PoolDirectory) -> Scope {
     let record = pool.record();
-    Scope { region: record.region.clone(), account: record.account.clone() }
+    Scope { region: record.region.clone(), account: pool.account().to_string() }
 }
 
 fn caller() -> Principal {

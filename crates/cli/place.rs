@@ -4,7 +4,7 @@ use std::env;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use sealblk_control::RuntimeDir;
+use sealblk_control::{AccountId, ControlError, PoolDirectory, RuntimeDir};
 use sealblk_kms::PassphraseSource;
 
 use crate::args::Global;
@@ -15,6 +15,8 @@ use crate::passphrase::PassphraseInput;
 pub(crate) struct Place {
     /// The pool's directory.
     pub(crate) pool: PathBuf,
+    /// On whose behalf the command acts; `None`: the pool's own account.
+    pub(crate) account: Option<AccountId>,
     /// Where sockets are made.
     pub(crate) runtime: RuntimeDir,
     /// Where the key store's passphrase is, if it has one.
@@ -53,15 +55,23 @@ impl Place {
         let pool = std::path::absolute(pool).map_err(|e| Failure::usage(format!("--pool: {e}")))?;
         let runtime =
             std::path::absolute(runtime).map_err(|e| Failure::usage(format!("--runtime-dir: {e}")))?;
+        let account = global.account.as_deref().map(str::parse).transpose().map_err(ControlError::from)?;
         let passphrase = PassphraseInput::of(global.passphrase_fd, global.passphrase_file.as_deref());
         let asked = passphrase.clone();
         Ok(Self {
             pool,
+            account,
             runtime: RuntimeDir::new(runtime),
             passphrase,
             source: Arc::new(PassphraseSource::new(move || asked.existing())),
             credentials: absolute("CREDENTIALS_DIRECTORY"),
         })
+    }
+
+    /// The pool, made if there is none, as the account that was asked for uses it.
+    pub(crate) fn open_pool(&self) -> Result<PoolDirectory, ControlError> {
+        let pool = PoolDirectory::open_or_create(&self.pool)?;
+        self.account.clone().map_or(Ok(pool.clone()), |account| pool.acting_as(account))
     }
 }
 

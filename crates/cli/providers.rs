@@ -170,7 +170,7 @@ Examples:
 
 /// Does what `sealblk kms` was asked for.
 pub(crate) fn run(command: KmsCommand, place: &Place, output: &Output) -> Result<(), Failure> {
-    let pool = PoolDirectory::open_or_create(&place.pool)?;
+    let pool = place.open_pool()?;
     let providers = match command {
         KmsCommand::Show => pool.load_key_providers()?,
         KmsCommand::Configure(command) => {

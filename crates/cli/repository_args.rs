@@ -39,7 +39,7 @@ impl RepositoryArgs {
     /// The repository that is meant. The environment is read here and nowhere else.
     pub(crate) fn place(&self, directory: &PoolDirectory) -> Result<RepositoryPlace, Failure> {
         let variable = env::var(VARIABLE).ok().filter(|value| !value.is_empty());
-        let settings = directory.settings()?;
+        let settings = directory.of_region().settings()?;
         let named = match self.repository.as_ref().or(variable.as_ref()) {
             Some(location) => Some(RepositoryName { location: absolute(location)?, options: [].into() }),
             None => settings.snapshot_repository().cloned(),

@@ -92,7 +92,7 @@ Examples:
 
 /// Does what `sealblk settings` was asked for.
 pub(crate) fn run(command: SettingsCommand, place: &Place, output: &Output) -> Result<(), Failure> {
-    let directory = PoolDirectory::open_or_create(&place.pool)?;
+    let directory = place.open_pool()?;
     match command {
         SettingsCommand::EncryptionByDefault(command) => {
             let settings = match command {
@@ -115,7 +115,7 @@ pub(crate) fn run(command: SettingsCommand, place: &Place, output: &Output) -> R
         }
         SettingsCommand::Repository(command) => {
             let settings = match command {
-                RepositoryCommand::Get => directory.settings()?,
+                RepositoryCommand::Get => directory.of_region().settings()?,
                 RepositoryCommand::Set(named) => directory.set_snapshot_repository(&named.place()?)?,
                 RepositoryCommand::Reset => directory.reset_snapshot_repository()?,
             };

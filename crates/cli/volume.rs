@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sealblk_control::{
     BackingPlace, ControlError, CreateVolume, DeletedData, Explanation, ListedVolume, ModifyVolume, Pool,
-    PoolDirectory, VolumeDescription, VolumeId, VolumeName, VolumeState,
+    VolumeDescription, VolumeId, VolumeName, VolumeState,
 };
 use sealblk_volume::Materialized;
 use serde_json::json;
@@ -23,7 +23,7 @@ use crate::stats;
 
 /// Does what `sealblk volume` was asked for.
 pub(crate) fn run(command: VolumeCommand, place: &Place, output: &Output) -> Result<(), Failure> {
-    let directory = PoolDirectory::open_or_create(&place.pool)?;
+    let directory = place.open_pool()?;
     let pool = || -> Result<Pool, Failure> {
         let kms = kms::for_volumes(&directory, place)?;
         Ok(Pool::new(directory.clone(), Arc::new(kms)))
@@ -177,6 +177,7 @@ fn describe(volume: &VolumeDescription) -> String {
     pairs.extend(volume.kms_key_id.as_ref().map(|key| ("KmsKeyId", key.to_string())));
     pairs.extend(volume.key_material_id.clone().map(|material| ("KeyMaterialId", material)));
     pairs.extend(volume.recovery_keys.iter().map(|key| ("RecoveryKey", key.kms_key_id.to_string())));
+    pairs.push(("OwnerId", volume.owner_id.to_string()));
     pairs.push(("CreateTime", seconds(volume.create_time)));
     pairs.push(("Discard", yes(volume.discard)));
     pairs.push(("Backing", volume.backing.to_string()));

@@ -4,7 +4,6 @@ mod access;
 mod args;
 mod users;
 
-use sealblk_control::PoolDirectory;
 use sealblk_kms::local::{LocalKms, NewKey, RotationEntry};
 use sealblk_kms::{KeyMetadata, Kms};
 use serde_json::json;
@@ -19,7 +18,7 @@ use crate::place::Place;
 
 /// Does what `sealblk key` was asked for.
 pub(crate) fn run(command: KeyCommand, place: &Place, output: &Output) -> Result<(), Failure> {
-    let directory = PoolDirectory::open_or_create(&place.pool)?;
+    let directory = place.open_pool()?;
     let store = kms::store(&directory, place)?;
     match command {
         KeyCommand::Create(args) => create(&store, args, output)?,

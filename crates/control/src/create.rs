@@ -130,6 +130,7 @@ impl Pool {
             volume_id: id,
             size_bytes: size,
             create_time: Timestamp::now(),
+            owner_id: self.pool_directory().recorded_owner(),
             backing,
             encryption,
             discard: request.discard,

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use sealblk_kms::{GrantId, wrapped_under};
 use sealblk_record::wait_until_free;
 use sealblk_volume::{
-    Backing, Encryption, KeyReference, RecoveryKey, SnapshotId, VolumeDirectory, VolumeId, VolumeName,
-    VolumeRecord, VolumeSize, WrappedDataKey,
+    AccountId, Backing, Encryption, KeyReference, RecoveryKey, SnapshotId, VolumeDirectory, VolumeId,
+    VolumeName, VolumeRecord, VolumeSize, WrappedDataKey,
 };
 use serde::Serialize;
 
@@ -47,6 +47,8 @@ pub struct VolumeDescription {
     pub volume_id: VolumeId,
     /// The state.
     pub state: VolumeState,
+    /// The account that it belongs to.
+    pub owner_id: AccountId,
     /// What people call it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<VolumeName>,
@@ -131,10 +133,53 @@ impl Pool {
     /// Everything known of one volume.
     pub fn describe_volume(&self, id: VolumeId) -> Result<VolumeDescription, ControlError> {
         let (directory, record) = self.load(id)?;
-        describe(&directory, &record)
+        self.describe_any(&directory, &record)
     }
 
-    /// All volumes, sorted by id. A damaged one does not hide the others.
+    /// Everything known of one volume, whosever.
+    pub(crate) fn describe_any(
+        &self,
+        directory: &VolumeDirectory,
+        record: &VolumeRecord,
+    ) -> Result<VolumeDescription, ControlError> {
+        let in_use = !wait_until_free(directory.lock_path(), Duration::ZERO)?;
+        // What a killed server left describes nothing: the lock is what counts.
+        let attachment = if in_use { AttachmentRecord::read(directory)? } else { None };
+        let (kms_key_id, wrapped_key) = match &record.encryption {
+            Encryption::Plain {} => (None, None),
+            Encryption::Aes256Xts(xts) => (Some(xts.kms_key_id.clone()), Some(xts.wrapped_key.clone())),
+        };
+        let recovery_keys = match &record.encryption {
+            Encryption::Plain {} => Vec::new(),
+            Encryption::Aes256Xts(xts) => xts.recovery_keys.clone(),
+        };
+        Ok(VolumeDescription {
+            volume_id: record.volume_id,
+            owner_id: self.owner_of(record).clone(),
+            state: if in_use { VolumeState::InUse } else { VolumeState::Available },
+            name: record.name.clone(),
+            size: record.size_bytes.bytes().div_ceil(1 << 30),
+            size_bytes: record.size_bytes,
+            // A backing that is gone is found at attach, where it matters; here it is only not known.
+            allocated_bytes: directory.allocated_bytes(&record.backing).ok().flatten(),
+            encrypted: kms_key_id.is_some(),
+            kms_key_id,
+            key_material_id: wrapped_key.as_ref().and_then(|wrapped| wrapped_under(wrapped.as_bytes())),
+            wrapped_key,
+            recovery_keys,
+            snapshot_id: record.snapshot_id,
+            create_time: record.create_time,
+            discard: record.discard,
+            backing: BackingPlace::of(directory, &record.backing)?,
+            backing_is_own: matches!(record.backing, Backing::File {}),
+            attachments: attachment
+                .map(|record_of| describe_attachment(record.volume_id, record_of))
+                .into_iter()
+                .collect(),
+        })
+    }
+
+    /// All volumes of the account, sorted by id. A damaged one does not hide the others.
     pub fn list_volumes(&self) -> Result<Vec<ListedVolume>, ControlError> {
         let mut listed = Vec::new();
         for id in self.volume_ids()? {
@@ -151,43 +196,6 @@ impl Pool {
         }
         Ok(listed)
     }
-}
-
-fn describe(directory: &VolumeDirectory, record: &VolumeRecord) -> Result<VolumeDescription, ControlError> {
-    let in_use = !wait_until_free(directory.lock_path(), Duration::ZERO)?;
-    // What a killed server left describes nothing: the lock is what counts.
-    let attachment = if in_use { AttachmentRecord::read(directory)? } else { None };
-    let (kms_key_id, wrapped_key) = match &record.encryption {
-        Encryption::Plain {} => (None, None),
-        Encryption::Aes256Xts(xts) => (Some(xts.kms_key_id.clone()), Some(xts.wrapped_key.clone())),
-    };
-    let recovery_keys = match &record.encryption {
-        Encryption::Plain {} => Vec::new(),
-        Encryption::Aes256Xts(xts) => xts.recovery_keys.clone(),
-    };
-    Ok(VolumeDescription {
-        volume_id: record.volume_id,
-        state: if in_use { VolumeState::InUse } else { VolumeState::Available },
-        name: record.name.clone(),
-        size: record.size_bytes.bytes().div_ceil(1 << 30),
-        size_bytes: record.size_bytes,
-        // A backing that is gone is found at attach, where it matters; here it is only not known.
-        allocated_bytes: directory.allocated_bytes(&record.backing).ok().flatten(),
-        encrypted: kms_key_id.is_some(),
-        kms_key_id,
-        key_material_id: wrapped_key.as_ref().and_then(|wrapped| wrapped_under(wrapped.as_bytes())),
-        wrapped_key,
-        recovery_keys,
-        snapshot_id: record.snapshot_id,
-        create_time: record.create_time,
-        discard: record.discard,
-        backing: BackingPlace::of(directory, &record.backing)?,
-        backing_is_own: matches!(record.backing, Backing::File {}),
-        attachments: attachment
-            .map(|record_of| describe_attachment(record.volume_id, record_of))
-            .into_iter()
-            .collect(),
-    })
 }
 
 fn describe_attachment(volume_id: VolumeId, record: AttachmentRecord) -> AttachmentDescription {

@@ -16,13 +16,14 @@ use sealblk_nbd::TlsError;
 use sealblk_record::RecordError;
 use sealblk_snapshot::{SnapshotError, StoreFault};
 use sealblk_volume::map::{GrowError, MapError};
-use sealblk_volume::{MalformedId, OpenError, SealError, SizeError, VolumeId};
+use sealblk_volume::{MalformedAccountId, MalformedId, OpenError, SealError, SizeError, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::backing::BackingError;
 use crate::key_users::KeyUsers;
 use crate::outcome::OutcomeError;
 use crate::runtime::SocketError;
+use crate::snapshot::ShareError;
 
 /// What kind of trouble it is; decides the exit code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -57,6 +58,12 @@ pub enum ControlError {
     /// Not a volume id.
     #[error(transparent)]
     MalformedId(#[from] MalformedId),
+    /// Not an account.
+    #[error(transparent)]
+    MalformedAccountId(#[from] MalformedAccountId),
+    /// Not a name that a region can have.
+    #[error("invalid region \"{given}\": expected 1 to 63 lower-case letters, digits and dashes")]
+    Region { given: String },
     /// Not a size that a volume can have.
     #[error(transparent)]
     Size(#[from] SizeError),
@@ -120,6 +127,9 @@ pub enum ControlError {
     #[error("the volume {id} does not show its new size yet: the same command again completes it")]
     Grow { id: VolumeId, source: GrowError },
 
+    /// A snapshot is another account's, or cannot be shared so.
+    #[error(transparent)]
+    Share(#[from] ShareError),
     /// The file or device for the bytes cannot be used.
     #[error(transparent)]
     Backing(#[from] BackingError),
@@ -248,8 +258,11 @@ impl ControlError {
             {
                 ("UnauthorizedOperation", Denied)
             }
+            Self::MalformedId(error) if error.noun == "snapshot" => ("InvalidSnapshotID.Malformed", Usage),
             Self::MalformedId(_) => ("InvalidVolumeID.Malformed", Usage),
+            Self::MalformedAccountId(_) => ("InvalidUserID.Malformed", Usage),
             Self::Size(_)
+            | Self::Region { .. }
             | Self::NothingToModify
             | Self::Shrink { .. }
             | Self::Open { source: OpenError::PartialUnit { .. }, .. }
@@ -275,6 +288,7 @@ impl ControlError {
                 other => ("InternalError", *other),
             },
             Self::Backing(error) => error.verdict(),
+            Self::Share(error) => error.verdict(),
             Self::Snapshot(error) => snapshot_verdict(error),
             Self::Kms(error) => kms_verdict(error.kind),
             Self::KeyState { state: KeyState::PendingDeletion, .. } => ("KMSInvalidStateException", Denied),

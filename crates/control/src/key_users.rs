@@ -61,7 +61,7 @@ impl KeyUsers {
 }
 
 impl Pool {
-    /// What depends on `key`: id, ARN, alias or URI. An ARN or URI is compared with the records as it is, so that it needs no
+    /// What depends on `key`, whosever it is: id, ARN, alias or URI. An ARN or URI is compared with the records as it is, so that it needs no
     /// key service and no key: what depends on a key that is gone is found too.
     pub fn key_users(&self, key: &str) -> Result<KeyUsers, ControlError> {
         let kms_key_id = match KeyReference::try_from(key.to_owned()) {
@@ -81,7 +81,7 @@ impl Pool {
     }
 
     fn key_user(&self, id: VolumeId, key: &str) -> Result<Option<KeyUser>, ControlError> {
-        let (_, record) = self.load(id)?;
+        let (directory, record) = self.load_any(id)?;
         let Encryption::Aes256Xts(encryption) = &record.encryption else { return Ok(None) };
         let Some((wrapping, (_, wrapped))) =
             encryption.wrappings().enumerate().find(|(_, (reference, _))| reference.as_str() == key)
@@ -90,7 +90,7 @@ impl Pool {
         };
         Ok(Some(KeyUser {
             volume_id: id,
-            state: self.describe_volume(id)?.state,
+            state: self.describe_any(&directory, &record)?.state,
             role: if wrapping == 0 { KeyRole::Primary } else { KeyRole::Recovery },
             has_other_keys: encryption.wrappings().any(|(reference, _)| reference.as_str() != key),
             key_material_id: wrapped_under(wrapped.as_bytes()),

@@ -5,6 +5,7 @@
 //! environment is not read. Called by the command line.
 #![forbid(unsafe_code)]
 
+mod account;
 mod attach;
 mod attachment;
 mod backing;
@@ -65,10 +66,10 @@ pub use pool::{Pool, PoolDirectory, PoolRecord};
 pub use rewrap::RewrapOutcome;
 pub use runtime::{RuntimeDir, SocketError};
 pub use sealblk_snapshot::StoreOptions;
-pub use sealblk_volume::{VolumeId, VolumeName};
+pub use sealblk_volume::{AccountId, MalformedAccountId, VolumeId, VolumeName};
 pub use settings::Settings;
 pub use snapshot::{
-    CopiedFrom, MisshapenBlock, Reencryption, RepositoryName, RepositoryPlace, SnapshotDescription,
-    SnapshotEncryption, SnapshotMetadata, XtsSnapshot,
+    CopiedFrom, Group, MisshapenBlock, Permission, Reencryption, RepositoryName, RepositoryPlace, ShareError,
+    ShareWith, SnapshotDescription, SnapshotEncryption, SnapshotMetadata, XtsSnapshot,
 };
 pub use stats::{AttachmentStatistics, KindStatistics, LatencyHistogram, Percentiles};

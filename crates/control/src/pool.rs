@@ -1,4 +1,4 @@
-//! The pool: the directory that is a region of one account (design §5). It knows its layout and its volumes'
+//! The pool: the directory that is a region (design §5), used by one account at a time. It knows its layout and its volumes'
 //! names; what is done with them is in the sibling modules.
 
 use std::fs::{self, DirBuilder};
@@ -9,20 +9,32 @@ use std::sync::Arc;
 
 use sealblk_kms::Kms;
 use sealblk_record::{Document, LockFile, RecordFile};
-use sealblk_volume::{VolumeDirectory, VolumeId, VolumeRecord};
+use sealblk_volume::{AccountId, VolumeDirectory, VolumeId, VolumeRecord};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ControlError;
 use crate::snapshot::RepositoryPlace;
 
-/// `pool.json`: which region and account the pool plays.
+/// `pool.json`: which region the pool plays, and whose it is.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub struct PoolRecord {
     /// The region in ARNs.
     pub region: String,
-    /// The account in ARNs: 12 digits.
-    pub account: String,
+    /// The account that it belongs to, and that uses it unless another one says so.
+    pub account: AccountId,
+}
+
+impl PoolRecord {
+    /// A region's name: 1 to 63 lower-case letters, digits and dashes. It stands in ARNs.
+    pub fn new(region: &str, account: AccountId) -> Result<Self, ControlError> {
+        let legal = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+        if region.is_empty() || region.len() > REGION_BYTES_MAX || !region.bytes().all(legal) {
+            let given = region.chars().take(REGION_BYTES_MAX).collect::<String>().escape_debug().to_string();
+            return Err(ControlError::Region { given });
+        }
+        Ok(Self { region: region.to_owned(), account })
+    }
 }
 
 impl Document for PoolRecord {
@@ -32,20 +44,23 @@ impl Document for PoolRecord {
 
 impl Default for PoolRecord {
     fn default() -> Self {
-        Self { region: "local".to_owned(), account: "000000000000".to_owned() }
+        Self { region: "local".to_owned(), account: AccountId::default() }
     }
 }
 
+/// The longest name of a region, in bytes.
+const REGION_BYTES_MAX: usize = 63;
 /// Prefix of a volume's directory until the volume exists; what a killed create leaves.
 pub(crate) const UNFINISHED: &str = ".new-";
 /// Prefix of a volume's directory once the volume does not exist any more; what a killed delete leaves.
 pub(crate) const DELETED: &str = ".deleted-";
 
-/// A pool's directory, with its record.
+/// A pool's directory, with its record, and the account that uses it here (`account.rs`).
 #[derive(Clone, Debug)]
 pub struct PoolDirectory {
     path: PathBuf,
     record: PoolRecord,
+    account: AccountId,
 }
 
 impl PoolDirectory {
@@ -53,6 +68,7 @@ impl PoolDirectory {
     /// take it for a pool; if it fails, or the process is killed, there is none, and a later call begins again.
     pub fn create<E: From<ControlError>>(
         path: &Path,
+        record: PoolRecord,
         prepare: impl FnOnce(&Self) -> Result<(), E>,
     ) -> Result<Self, E> {
         make_directories(path)?;
@@ -61,7 +77,7 @@ impl PoolDirectory {
         if file.exists().map_err(ControlError::from)? {
             return Err(ControlError::PoolExists { path: path.to_owned() }.into());
         }
-        let pool = Self { path: path.to_owned(), record: PoolRecord::default() };
+        let pool = Self { path: path.to_owned(), account: record.account.clone(), record };
         prepare(&pool)?;
         file.store(&pool.record).map_err(ControlError::from)?;
         Ok(pool)
@@ -78,21 +94,26 @@ impl PoolDirectory {
                 file.store(&PoolRecord::default())?;
             }
         }
-        Ok(Self { path: path.to_owned(), record: file.load()? })
+        let record = file.load()?;
+        Ok(Self { path: path.to_owned(), account: record.account.clone(), record })
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Which region and account it plays.
+    /// Which region it plays, and whose it is.
     pub fn record(&self) -> &PoolRecord {
         &self.record
     }
 
-    /// Where the embedded key store is.
-    pub fn key_store(&self) -> PathBuf {
-        self.path.join("kms")
+    /// The account that uses it: its own, unless [`Self::acting_as`] said otherwise.
+    pub fn account(&self) -> &AccountId {
+        &self.account
+    }
+
+    pub(crate) fn with_account(self, account: AccountId) -> Self {
+        Self { account, ..self }
     }
 
     /// Where it is said how to use other key services; the file need not exist.
@@ -114,8 +135,8 @@ impl PoolDirectory {
         VolumeDirectory::new(self.volumes_dir().join(id.to_string()))
     }
 
-    /// Refuses an id that no volume has.
-    pub(crate) fn require(&self, id: VolumeId) -> Result<(), ControlError> {
+    /// Refuses an id that no volume has, whosever.
+    pub(crate) fn require_any(&self, id: VolumeId) -> Result<(), ControlError> {
         let path = self.volume(id).path().to_owned();
         match fs::metadata(&path) {
             Ok(_) => Ok(()),
@@ -171,10 +192,16 @@ impl Pool {
         Ok(LockFile::exclusive(self.volumes_dir().join(".lock"))?)
     }
 
-    /// The volume's record, and its directory.
+    /// The record of a volume of the account's, and its directory.
     pub(crate) fn load(&self, id: VolumeId) -> Result<(VolumeDirectory, VolumeRecord), ControlError> {
-        let directory = self.directory(id);
         self.require(id)?;
+        self.load_any(id)
+    }
+
+    /// The record of a volume, whosever, and its directory.
+    pub(crate) fn load_any(&self, id: VolumeId) -> Result<(VolumeDirectory, VolumeRecord), ControlError> {
+        let directory = self.directory(id);
+        self.directory.require_any(id)?;
         let record = load_record(&directory)?;
         if record.volume_id != id {
             return Err(ControlError::Misplaced { id, found: record.volume_id });
@@ -182,12 +209,12 @@ impl Pool {
         Ok((directory, record))
     }
 
-    /// Refuses an id that no volume has.
+    /// Refuses an id that no volume of the account has.
     pub(crate) fn require(&self, id: VolumeId) -> Result<(), ControlError> {
         self.directory.require(id)
     }
 
-    /// Every volume's id, sorted.
+    /// Every volume's id, whosever, sorted.
     pub(crate) fn volume_ids(&self) -> Result<Vec<VolumeId>, ControlError> {
         let mut ids: Vec<VolumeId> = self.names()?.iter().filter_map(|name| name.parse().ok()).collect();
         ids.sort_unstable();

@@ -16,7 +16,7 @@ use crate::snapshot::{RepositoryName, RepositoryPlace};
 /// The key that is the default until another is chosen: the managed one.
 const MANAGED_KEY: &str = "alias/aws/ebs";
 
-/// `settings.json`. A pool without one has the defaults.
+/// `settings.json`, of one account. One without it has the defaults.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub struct Settings {
@@ -41,7 +41,8 @@ impl Settings {
         self.default_kms_key.as_ref().map_or(MANAGED_KEY, KeyReference::as_str)
     }
 
-    /// Where snapshots are kept where no other place is named; `None`: in the pool.
+    /// Where snapshots are kept where no other place is named; `None`: in the pool. It is the word of the account that
+    /// the pool belongs to that counts ([`PoolDirectory::of_region`]).
     pub fn snapshot_repository(&self) -> Option<&RepositoryName> {
         self.snapshot_repository.as_ref()
     }
@@ -68,23 +69,23 @@ impl PoolDirectory {
         self.change_settings(|settings| settings.default_kms_key = None)
     }
 
-    /// Keeps snapshots at `place` from now on; those elsewhere stay where they are.
+    /// Keeps snapshots of the whole region, every account's, at `place` from now on; those elsewhere stay where they are.
     pub fn set_snapshot_repository(&self, place: &RepositoryPlace) -> Result<Settings, ControlError> {
-        self.change_settings(|settings| settings.snapshot_repository = place.name().cloned())
+        self.of_region().change_settings(|settings| settings.snapshot_repository = place.name().cloned())
     }
 
     /// Keeps snapshots in the pool from now on.
     pub fn reset_snapshot_repository(&self) -> Result<Settings, ControlError> {
-        self.change_settings(|settings| settings.snapshot_repository = None)
+        self.of_region().change_settings(|settings| settings.snapshot_repository = None)
     }
 
     fn settings_file(&self) -> RecordFile<Settings> {
-        RecordFile::new(self.path().join("settings.json"))
+        RecordFile::new(self.of_account().join("settings.json"))
     }
 
     /// Two changes at once are both kept: each reads what the other wrote.
     fn change_settings(&self, change: impl FnOnce(&mut Settings)) -> Result<Settings, ControlError> {
-        let _lock = LockFile::exclusive(self.path().join(".lock"))?;
+        let _lock = LockFile::exclusive(self.of_account().join(".lock"))?;
         let before = self.settings()?;
         let mut after = before.clone();
         change(&mut after);

@@ -4,7 +4,8 @@
 //!
 //! `kms.json` is read at each call and not before: what needs no key (detach, list, statistics) works while it is damaged.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,10 +16,11 @@ use crate::context::EncryptionContext;
 use crate::error::{KmsError, KmsErrorKind};
 use crate::helper::{HelperKms, HelperProgram, ProviderConfig};
 use crate::key_uri::{AwsKeyUri, KeyUri};
+use crate::local::Scope;
 use crate::passphrase::Unlock;
 use crate::providers::{Patience, Providers};
 use crate::service::{
-    DecryptRequest, Grant, GrantId, GrantRequest, KeyMetadata, Kms, ReEncryptRequest, WrappedKey,
+    DecryptRequest, Grant, GrantId, GrantRequest, KeyMetadata, Kms, Principal, ReEncryptRequest, WrappedKey,
 };
 
 /// The first pause between two attempts; each later one is up to twice as long, half of it random.
@@ -41,6 +43,7 @@ pub struct Helpers {
 #[derive(Debug)]
 pub struct RoutedKms {
     local: ProviderConfig,
+    other_accounts: BTreeMap<String, PathBuf>,
     providers: RecordFile<Providers>,
     helpers: Helpers,
     unlock: Unlock,
@@ -56,7 +59,19 @@ struct Route {
 impl RoutedKms {
     /// `local` is what bare names mean; `providers` is the pool's `kms.json`, which need not exist.
     pub fn new(local: ProviderConfig, providers: &Path, helpers: Helpers) -> Self {
-        Self { local, providers: RecordFile::new(providers), helpers, unlock: Unlock::default() }
+        Self {
+            local,
+            other_accounts: BTreeMap::new(),
+            providers: RecordFile::new(providers),
+            helpers,
+            unlock: Unlock::default(),
+        }
+    }
+
+    /// The same, with the embedded stores of other accounts: the ARN of a key says whose it is. There the caller is its
+    /// account's root (`account:ID`), and the policies of those keys and their grants decide.
+    pub fn with_other_accounts(self, stores: impl IntoIterator<Item = (String, PathBuf)>) -> Self {
+        Self { other_accounts: stores.into_iter().collect(), ..self }
     }
 
     /// The same, with what opens the embedded store's root key where that is not simply in a file.
@@ -80,7 +95,7 @@ impl RoutedKms {
             failure(KmsErrorKind::InvalidRequest, operation, &shown(key), error.to_string())
         })?;
         let (provider, key) = match &uri {
-            KeyUri::Local(name) => (self.local.clone(), name.clone()),
+            KeyUri::Local(name) => (self.local_store(operation, name)?, name.clone()),
             KeyUri::AwsKms(aws) => (aws_provider(aws, settings), aws.key.clone()),
             listed => {
                 let provider = settings
@@ -90,6 +105,24 @@ impl RoutedKms {
             }
         };
         Ok(Route { provider, key, uri })
+    }
+
+    /// The embedded store that a key is in: the one that its ARN names; any other name is of the caller's own.
+    fn local_store(&self, operation: &'static str, name: &str) -> Result<ProviderConfig, KmsError> {
+        let ProviderConfig::Local { scope, .. } = &self.local else { return Ok(self.local.clone()) };
+        let account = match name.split(':').collect::<Vec<_>>()[..] {
+            ["arn", _, "kms", _, account, ..] if account != scope.account => account,
+            _ => return Ok(self.local.clone()),
+        };
+        let Some(dir) = self.other_accounts.get(account) else {
+            let message = format!("Key '{name}' does not exist: the account has no keys here");
+            return Err(failure(KmsErrorKind::NotFound, operation, name, message));
+        };
+        Ok(ProviderConfig::Local {
+            dir: dir.clone(),
+            scope: Scope { account: account.to_owned(), ..scope.clone() },
+            caller: Principal::of_account(&scope.account),
+        })
     }
 
     fn helper(&self, route: &Route, destination: Option<&Route>, timeout: Duration) -> HelperKms {

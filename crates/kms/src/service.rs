@@ -20,6 +20,16 @@ pub struct WrappedKey(pub Vec<u8>);
 pub struct Principal(pub String);
 
 impl Principal {
+    /// The root of an account, as the keys of another account see it.
+    pub fn of_account(account: &str) -> Self {
+        Self(format!("account:{account}"))
+    }
+
+    /// The account whose root it is, if it is one.
+    pub fn as_account(&self) -> Option<&str> {
+        self.0.strip_prefix("account:")
+    }
+
     /// Whether it has one of those forms; others are compared and shown, but no policy names them.
     pub fn is_well_formed(&self) -> bool {
         let (kind, name) = self.0.split_once(':').unwrap_or_default();

@@ -82,7 +82,9 @@ mod tests {
         let account: AccountId = "111122223333".parse().expect("an account");
         assert_eq!(account.to_string(), "111122223333");
         assert_eq!(AccountId::default().as_str(), "000000000000");
-        for text in ["", "11112222333", "1111222233334", "11112222333x", "../../../../", "１１１１", "+11122223333"] {
+        for text in
+            ["", "11112222333", "1111222233334", "11112222333x", "../../../../", "１１１１", "+11122223333"]
+        {
             assert!(text.parse::<AccountId>().is_err(), "{text}");
         }
     }

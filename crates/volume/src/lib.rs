@@ -38,7 +38,10 @@ pub use size::{SizeError, VolumeSize};
 pub use volume::{Volume, VolumeLane};
 // Identifiers are part of a volume's records; `crate::id` is where the modules here look for them.
 use sealblk_record as id;
-pub use sealblk_record::{AccountId, IdKind, MalformedAccountId, MalformedId, ResourceId, SnapshotId, SnapshotKind, VolumeId, VolumeKind};
+pub use sealblk_record::{
+    AccountId, IdKind, MalformedAccountId, MalformedId, ResourceId, SnapshotId, SnapshotKind, VolumeId,
+    VolumeKind,
+};
 // The type of an encrypted volume's cipher, for callers that have no other business with the crate.
 pub use sealblk_xts::{CipherError, SectorCipher};
 pub use wrapped::{InvalidWrap, KeyReference, WrappedDataKey};

@@ -49,31 +49,88 @@ pub struct SnapshotDescription {
     /// What its data key is known by: equal for volumes and snapshots that share it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_encryption_key_id: Option<DataKeyId>,
+    /// Who else may make volumes and copies of it; told to its owner only.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub create_volume_permissions: Vec<Permission>,
+}
+
+/// Who else may make volumes and copies of a snapshot, as EC2 tells it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub enum Permission {
+    /// One account.
+    UserId(AccountId),
+    /// Everybody.
+    Group(Group),
+}
+
+/// A group of accounts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Group {
+    /// All accounts.
+    All,
 }
 
 impl Pool {
-    /// Everything known of one snapshot, in whatever state.
+    /// Everything known of one snapshot, in whatever state: the account's own, or one that is shared with it. Another
+    /// one is as if it did not exist.
     pub fn describe_snapshot(&self, id: SnapshotId) -> Result<SnapshotDescription, ControlError> {
         let record =
             offline::run(async { Ok::<_, ControlError>(self.repository.open().await?.record(id).await?) })??;
-        describe(&record)
+        let metadata = record.metadata()?;
+        self.require_visible(id, &metadata)?;
+        Ok(self.describe(&record, metadata))
     }
 
-    /// All snapshots in the repository, in whatever state, by id.
+    /// The account's own snapshots, in whatever state, by id.
     pub fn list_snapshots(&self) -> Result<Vec<SnapshotDescription>, ControlError> {
+        self.list(|metadata| self.owns(metadata))
+    }
+
+    /// The snapshots of other accounts that this one may use, by id (EC2: `RestorableBy`).
+    pub fn list_shared_snapshots(&self) -> Result<Vec<SnapshotDescription>, ControlError> {
+        self.list(|metadata| !self.owns(metadata) && self.may_use(metadata))
+    }
+
+    fn list(
+        &self,
+        shown: impl Fn(&SnapshotMetadata) -> bool,
+    ) -> Result<Vec<SnapshotDescription>, ControlError> {
         let records: Vec<SnapshotRecord> =
             offline::run(async { Ok::<_, ControlError>(self.repository.open().await?.snapshots().await?) })??;
-        records.iter().map(describe).collect()
+        let mut listed = Vec::new();
+        for record in &records {
+            let metadata = record.metadata()?;
+            if shown(&metadata) {
+                listed.push(self.describe(record, metadata));
+            }
+        }
+        Ok(listed)
+    }
+
+    /// What a record says of a snapshot that the account may see; who it is shared with, to its owner only.
+    pub(crate) fn describe(
+        &self,
+        record: &SnapshotRecord,
+        metadata: SnapshotMetadata,
+    ) -> SnapshotDescription {
+        let create_volume_permissions =
+            if self.owns(&metadata) { permissions(&metadata) } else { Vec::new() };
+        SnapshotDescription { create_volume_permissions, ..describe(record, metadata) }
     }
 }
 
-fn describe(record: &SnapshotRecord) -> Result<SnapshotDescription, ControlError> {
-    let metadata: SnapshotMetadata = record.metadata()?;
+fn permissions(metadata: &SnapshotMetadata) -> Vec<Permission> {
+    let everybody = metadata.public.then_some(Permission::Group(Group::All));
+    everybody.into_iter().chain(metadata.shared_with.iter().cloned().map(Permission::UserId)).collect()
+}
+
+fn describe(record: &SnapshotRecord, metadata: SnapshotMetadata) -> SnapshotDescription {
     let data_key = match &metadata.encryption {
         SnapshotEncryption::Plain {} => None,
         SnapshotEncryption::Aes256Xts(xts) => Some(xts.data_key_id()),
     };
-    Ok(SnapshotDescription {
+    SnapshotDescription {
         snapshot_id: record.snapshot_id,
         state: record.state,
         state_message: record.state_message.clone(),
@@ -89,5 +146,6 @@ fn describe(record: &SnapshotRecord) -> Result<SnapshotDescription, ControlError
         data_encryption_key_id: data_key,
         owner_id: metadata.owner_id,
         description: metadata.description,
-    })
+        create_volume_permissions: Vec::new(),
+    }
 }

@@ -1,6 +1,8 @@
 //! What is known of a snapshot beside its blocks (docs/FORMAT.md, "Snapshots"): the `Metadata` of its record.
 
-use sealblk_volume::{AccountId, DataKeyId, KeyCheck, KeyReference, RecoveryKey, SnapshotId, VolumeId, WrappedDataKey};
+use sealblk_volume::{
+    AccountId, DataKeyId, KeyCheck, KeyReference, RecoveryKey, SnapshotId, VolumeId, WrappedDataKey,
+};
 use serde::{Deserialize, Serialize};
 
 /// What a snapshot is of, whose it is, and how its blocks are encrypted. A field that this version does not know

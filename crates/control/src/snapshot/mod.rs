@@ -7,8 +7,10 @@ mod describe;
 mod metadata;
 mod place;
 mod reencrypt;
+mod share;
 
-pub use describe::SnapshotDescription;
+pub use describe::{Group, Permission, SnapshotDescription};
 pub use metadata::{CopiedFrom, SnapshotEncryption, SnapshotMetadata, XtsSnapshot};
 pub use place::{RepositoryName, RepositoryPlace};
 pub use reencrypt::{MisshapenBlock, Reencryption};
+pub use share::{ShareError, ShareWith};

@@ -207,7 +207,7 @@ impl LocalKms {
     }
 
     fn asker<'a>(&'a self, principal: &'a Principal) -> Asker<'a> {
-        match principal.0.strip_prefix("account:") {
+        match principal.as_account() {
             Some(account) => Asker { principal, account, is_root: true },
             None => Asker { principal, account: &self.scope.account, is_root: self.is_owner(principal) },
         }

@@ -87,7 +87,7 @@ impl Event {
             user_identity: UserIdentity {
                 kind: "LocalPrincipal",
                 principal_id: caller.0.clone(),
-                account_id: scope.account.clone(),
+                account_id: caller.as_account().unwrap_or(&scope.account).to_owned(),
                 invoked_by: None,
             },
             event_time: Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
