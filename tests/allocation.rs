@@ -139,6 +139,7 @@ fn record() -> VolumeRecord {
         discard: true,
         name: None,
         snapshot_id: None,
+        restoring: None,
     }
 }
 

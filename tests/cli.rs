@@ -250,7 +250,7 @@ fn what_makes_no_sense_is_exit_code_2_with_a_reason() {
     let create = ["volume", "create", "--size"];
     for (arguments, code, part) in [
         (&["frobnicate"][..], "InvalidParameter", "frobnicate"),
-        (&["volume", "create"], "InvalidParameter", "--size"),
+        (&["volume", "create"], "MissingParameter", "size/snapshot"),
         (&[&create[..], &["1.5GiB"]].concat(), "InvalidParameter", "10GiB"),
         (&[&create[..], &["1MiB", "--erase"]].concat(), "InvalidParameter", "--backing"),
         (

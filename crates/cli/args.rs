@@ -10,6 +10,7 @@ use sealblk_volume::{InvalidName, VolumeName};
 use crate::endpoint_args::{EndpointArgs, LimitArgs};
 use crate::key::KeyCommand;
 use crate::providers::KmsCommand;
+use crate::repository_args::RepositoryArgs;
 use crate::settings::SettingsCommand;
 use crate::size::parse_size;
 use crate::stats::parse_interval;
@@ -144,18 +145,22 @@ Examples:
     /// Answers one call of a key service, for a parent process; not for people
     #[command(hide = true, name = crate::kms::HELPER_COMMAND)]
     KmsHelper,
+    /// Reads a snapshot for the process that serves a volume; not for people
+    #[command(hide = true, name = crate::restore::HELPER_COMMAND)]
+    RestoreHelper,
 }
 
 #[derive(Subcommand)]
 pub(crate) enum VolumeCommand {
-    /// Create an empty volume and print its id
+    /// Create a volume, empty or from a snapshot, and print its id
     #[command(after_help = "\
 Examples:
   VOL=$(sealblk volume create --size 10GiB --encrypted)
   sealblk volume create --size 1TiB --encrypted --kms-key-id alias/backup
   sealblk volume create --size 500MB --backing /srv/disks/a.img
   sealblk volume create --size 100GiB --encrypted --backing /dev/nvme1n1 --erase
-  sealblk volume create --size 100GiB --encrypted --backing 'nbd+unix:///?socket=/run/rbd.sock'")]
+  sealblk volume create --size 100GiB --encrypted --backing 'nbd+unix:///?socket=/run/rbd.sock'
+  sealblk volume create --snapshot-id snap-0123456789abcdef0")]
     Create(CreateArgs),
     /// Make a volume larger, or give it another name, attached or not; its key cannot change
     #[command(after_help = "\
@@ -234,6 +239,17 @@ Examples:
         #[arg(value_name = "VOL")]
         volume: String,
     },
+    /// Bring all that is still missing of a detached volume that was made from a snapshot
+    #[command(after_help = "\
+Examples:
+  sealblk volume restore vol-0123456789abcdef0
+
+An attached volume brings it by itself. Stopped with Ctrl-C or killed, it can be called again.")]
+    Restore {
+        /// The volume's id
+        #[arg(value_name = "VOL")]
+        volume: String,
+    },
     /// Write encrypted zeros into every hole of a detached volume's data, so that dm-crypt can open it
     #[command(after_help = "\
 Examples:
@@ -249,9 +265,17 @@ The data then takes its whole size on disk. docs/FORMAT.md says how to open it w
 
 #[derive(Args)]
 pub(crate) struct CreateArgs {
-    /// Size with a unit (10GiB, 500MB, 1TiB), or in bytes, a multiple of 512; 1 MiB to 64 TiB
+    /// Size with a unit (10GiB, 500MB, 1TiB), or in bytes, a multiple of 512; 1 MiB to 64 TiB [default: the snapshot's]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub(crate) size: u64,
+    pub(crate) size: Option<u64>,
+    /// Make it from this snapshot; usable at once, the data comes as it is needed, and in the background
+    #[arg(long, value_name = "SNAP")]
+    pub(crate) snapshot_id: Option<String>,
+    /// Wait until all of the snapshot's data is in the volume
+    #[arg(long, requires = "snapshot_id")]
+    pub(crate) no_lazy: bool,
+    #[command(flatten)]
+    pub(crate) repository: RepositoryArgs,
     /// Encrypt it, under the default key unless --kms-key-id names another
     #[arg(long, conflicts_with = "no_encrypted")]
     pub(crate) encrypted: bool,

@@ -18,6 +18,7 @@ use crate::exit::Failure;
 use crate::kms;
 use crate::output::{Output, chain};
 use crate::place::Place;
+use crate::restore;
 use crate::volume::id;
 
 /// Attaches the volume and serves it until it is detached.
@@ -59,6 +60,7 @@ pub(crate) fn run(pool: &Pool, place: &Place, args: &AttachArgs, output: &Output
         output.note(&format!("{}: metrics at {url}", request.volume));
     }
     attachment.on_key_events(tell_of_key(request.volume, *output));
+    attachment.on_restore_events(restore::tell(request.volume, *output));
     announce(&request, attachment.uris(), args.endpoints.stdio, output)?;
     let mut notes = Notes { output };
     let shutdown = async {

@@ -20,8 +20,8 @@ mod passphrase;
 mod place;
 mod progress;
 mod providers;
-#[allow(dead_code, reason = "the commands on snapshots use it")]
 mod repository_args;
+mod restore;
 mod rewrap;
 mod settings;
 mod size;
@@ -62,5 +62,6 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Completions { shell } => manual::completions(shell, &output),
         Command::Man { dir } => manual::pages(dir.as_deref(), &output),
         Command::KmsHelper => kms::serve(),
+        Command::RestoreHelper => restore::serve_helper(),
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sealblk_control::{
     BackingPlace, ControlError, CreateVolume, DeletedData, Explanation, ListedVolume, ModifyVolume, Pool,
-    VolumeDescription, VolumeId, VolumeName, VolumeState,
+    SnapshotId, VolumeDescription, VolumeId, VolumeName, VolumeState,
 };
 use sealblk_volume::Materialized;
 use serde_json::json;
@@ -17,6 +17,7 @@ use crate::kms;
 use crate::output::{Output, fields, table};
 use crate::place::Place;
 use crate::progress::Progress;
+use crate::restore;
 use crate::rewrap;
 use crate::size::show_bytes;
 use crate::stats;
@@ -26,10 +27,13 @@ pub(crate) fn run(command: VolumeCommand, place: &Place, output: &Output) -> Res
     let directory = place.open_pool()?;
     let pool = || -> Result<Pool, Failure> {
         let kms = kms::for_volumes(&directory, place)?;
-        Ok(Pool::new(directory.clone(), Arc::new(kms)))
+        restore::able_to_restore(Pool::new(directory.clone(), Arc::new(kms)))
     };
     match command {
-        VolumeCommand::Create(args) => create(&pool()?, args, output),
+        VolumeCommand::Create(args) => {
+            let repository = args.repository.place(&directory)?;
+            create(&pool()?.with_repository(repository), args, output)
+        }
         VolumeCommand::Modify(args) => modify(&pool()?, args, output),
         VolumeCommand::Attach(args) => {
             let pool = pool()?;
@@ -46,6 +50,7 @@ pub(crate) fn run(command: VolumeCommand, place: &Place, output: &Output) -> Res
         // Needs no key service, and so is there while that is not.
         VolumeCommand::Stats(args) => stats::run(&directory, &args, output),
         VolumeCommand::Delete { volume } => delete(&pool()?, id(&volume)?, output),
+        VolumeCommand::Restore { volume } => restore::run(&pool()?, id(&volume)?, output),
         VolumeCommand::Materialize { volume } => materialize(&pool()?, id(&volume)?, output),
     }
 }
@@ -55,9 +60,15 @@ pub(crate) fn id(text: &str) -> Result<VolumeId, Failure> {
     Ok(text.parse().map_err(ControlError::MalformedId)?)
 }
 
+/// Reads a snapshot's id.
+pub(crate) fn snapshot_id(text: &str) -> Result<SnapshotId, Failure> {
+    Ok(text.parse().map_err(ControlError::MalformedId)?)
+}
+
 fn create(pool: &Pool, args: CreateArgs, output: &Output) -> Result<(), Failure> {
     let request = CreateVolume {
         size_bytes: args.size,
+        snapshot_id: args.snapshot_id.as_deref().map(snapshot_id).transpose()?,
         encrypted: args.encrypted(),
         kms_key_id: args.kms_key_id,
         recovery_kms_key_ids: args.recovery_kms_key_id,
@@ -71,8 +82,11 @@ fn create(pool: &Pool, args: CreateArgs, output: &Output) -> Result<(), Failure>
         return Ok(output.result(&explanation, || explain(&explanation))?);
     }
     let mut progress = Progress::new(if args.erase { "erasing" } else { "inspecting" }, output);
-    let volume = pool.create_volume(&request, &mut |done, total| progress.report(done, total))?;
+    let mut volume = pool.create_volume(&request, &mut |done, total| progress.report(done, total))?;
     drop(progress);
+    if args.no_lazy {
+        volume = restore::to_the_end(pool, volume.volume_id, output)?;
+    }
     output.result(&volume, || volume.volume_id.to_string())?;
     let how =
         volume.kms_key_id.as_ref().map_or("not encrypted".to_owned(), |key| format!("encrypted under {key}"));
@@ -150,7 +164,7 @@ fn row(volume: &ListedVolume) -> Vec<String> {
     match volume {
         ListedVolume::Whole(volume) => vec![
             volume.volume_id.to_string(),
-            volume.state.as_str().to_owned(),
+            state(volume),
             show_bytes(volume.size_bytes.bytes()),
             volume.allocated_bytes.map_or_else(none, show_bytes),
             yes(volume.encrypted),
@@ -162,6 +176,13 @@ fn row(volume: &ListedVolume) -> Vec<String> {
             vec![volume.volume_id.to_string(), state, none(), none(), none(), none(), none()]
         }
     }
+}
+
+/// The state, and how far a volume is restored that is not whole yet.
+fn state(volume: &VolumeDescription) -> String {
+    let state = volume.state.as_str();
+    let progress = volume.restoring.as_ref().and_then(|restoring| restoring.progress.as_ref());
+    progress.map_or_else(|| state.to_owned(), |progress| format!("{state}, {progress} restored"))
 }
 
 fn describe(volume: &VolumeDescription) -> String {
@@ -178,6 +199,13 @@ fn describe(volume: &VolumeDescription) -> String {
     pairs.extend(volume.key_material_id.clone().map(|material| ("KeyMaterialId", material)));
     pairs.extend(volume.recovery_keys.iter().map(|key| ("RecoveryKey", key.kms_key_id.to_string())));
     pairs.push(("OwnerId", volume.owner_id.to_string()));
+    pairs.extend(volume.snapshot_id.map(|snapshot| ("SnapshotId", snapshot.to_string())));
+    if let Some(restoring) = &volume.restoring {
+        let progress = restoring.progress.clone().unwrap_or("unknown".to_owned());
+        pairs.push(("Restored", progress));
+        let key = restoring.source_kms_key_id.as_ref();
+        pairs.extend(key.map(|key| ("SourceKmsKeyId", key.to_string())));
+    }
     pairs.push(("CreateTime", seconds(volume.create_time)));
     pairs.push(("Discard", yes(volume.discard)));
     pairs.push(("Backing", volume.backing.to_string()));

@@ -9,6 +9,7 @@ mod key;
 mod memory;
 mod pool;
 mod process;
+mod repository;
 pub mod services;
 
 pub use attachment::Attachment;
@@ -17,6 +18,7 @@ pub use key::{data_key, data_key_hex, grants, key_store};
 pub use memory::{in_memory, readable_memory};
 pub use pool::Pool;
 pub use process::{Finished, foreign, require, run, wait_within};
+pub use repository::Snapshots;
 
 /// The exit codes of the command line (design §6).
 pub mod exit {

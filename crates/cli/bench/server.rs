@@ -77,7 +77,8 @@ impl Volumes<'_> {
     fn attach<'p>(&self, pool: &'p Pool, encrypted: bool) -> Result<Attachment<'p>, Failure> {
         let volume = pool.create_volume(
             &CreateVolume {
-                size_bytes: self.bytes,
+                size_bytes: Some(self.bytes),
+                snapshot_id: None,
                 encrypted: Some(encrypted),
                 kms_key_id: None,
                 recovery_kms_key_ids: Vec::new(),

@@ -23,6 +23,7 @@ use crate::key_watch::{KeyEvent, KeyEvents, KeyLossPolicy, KeyWatch, WatchedKey}
 use crate::metrics::{MetricsAddress, MetricsServer};
 use crate::open::{OpenHow, OpenVolume};
 use crate::pool::Pool;
+use crate::restore::{FetchPlan, Restoration, RestoreEvents, RunningRestoration};
 use crate::runtime::{BoundSocket, Openness, RuntimeDir};
 use crate::stats::StatisticsSource;
 
@@ -54,6 +55,8 @@ pub struct Attachment<'p> {
     metrics: Option<MetricsServer>,
     limits: Limits,
     volume: OpenVolume<'p>,
+    /// What is left to be restored, and from where.
+    restoration: Option<(Restoration, FetchPlan)>,
     announcement: Announcement,
     /// What clients may call the export besides the id.
     name: Option<VolumeName>,
@@ -61,6 +64,7 @@ pub struct Attachment<'p> {
     pool: &'p Pool,
     key_loss: KeyLossPolicy,
     key_events: KeyEvents,
+    restore_events: RestoreEvents,
 }
 
 impl Pool {
@@ -96,6 +100,9 @@ impl Pool {
 
         let how = OpenHow { read_only: request.read_only, caching: request.caching };
         let volume = self.open_volume(&mut held, &record, how, &mut announcement)?;
+        // Of the record as it is now: it may have been re-wrapped since it was read.
+        let (directory, now) = self.load(id)?;
+        let restoration = self.prepare_restoration(&directory, &now, &volume, &mut announcement)?;
 
         let (control, listener) = BoundSocket::bind(&control_socket, Openness::Owner)?;
         let control = ControlSocket::new(control, listener);
@@ -115,12 +122,14 @@ impl Pool {
             metrics,
             limits,
             volume,
+            restoration,
             announcement,
             name,
             held,
             pool,
             key_loss,
             key_events,
+            restore_events: Box::new(|_| {}),
         })
     }
 }
@@ -145,6 +154,11 @@ impl Attachment<'_> {
         self.key_events = events;
     }
 
+    /// Who is to hear how the restoration of the volume goes while it serves; otherwise nobody does.
+    pub fn on_restore_events(&mut self, events: RestoreEvents) {
+        self.restore_events = events;
+    }
+
     /// Where metrics are served: a URL, or `unix:` and a path.
     pub fn metrics_url(&self) -> Option<&str> {
         self.metrics.as_ref().map(MetricsServer::url)
@@ -162,7 +176,8 @@ impl Attachment<'_> {
     ) -> Result<ServeReport, ControlError> {
         let watch = self.watch_key()?;
         let Self { id, endpoints, mut control, mut metrics, .. } = self;
-        let Self { limits, volume, mut announcement, name, held, pool, .. } = self;
+        let Self { limits, volume, restoration, restore_events, .. } = self;
+        let Self { mut announcement, name, held, pool, .. } = self;
         let statistics = Arc::<Statistics>::default();
         let source = StatisticsSource::new(id, Arc::clone(&statistics), volume.cipher_statistics());
         if let Some(metrics) = &mut metrics {
@@ -194,7 +209,11 @@ impl Attachment<'_> {
         let (listeners, socket) =
             endpoints.on_this_runtime().map_err(|source| ControlError::Serve { id, source })?;
         let front = Front { id, name, listeners, limits, statistics };
-        let keeping = Keeping::start(id, volume.stored().clone())?;
+        let (restoration, plan) = restoration.unzip();
+        let keeping = Keeping::start(id, volume.stored().clone(), plan)?;
+        let restoring = restoration
+            .map(|what| RunningRestoration::start(what, volume.stored().clone(), restore_events))
+            .transpose()?;
         let (report, grant) = match volume {
             OpenVolume::Plain(volume) => (front.serve(volume, events, over).await, None),
             OpenVolume::Encrypted(volume, grant, _) => (front.serve(volume, events, over).await, Some(grant)),
@@ -209,8 +228,9 @@ impl Attachment<'_> {
                 Err(error)
             }
         };
+        let restored = restoring.map_or(Ok(()), RunningRestoration::end);
         let later = watch.map_or_else(Vec::new, KeyWatch::into_grants);
-        let ended = end(pool, grant, &later, &mut announcement);
+        let ended = end(pool, grant, &later, restored, &mut announcement);
         let outcome = match (report, ended) {
             (Ok(report), Ok(())) => announcement.withdraw().map(|()| report),
             (Err(error), _) | (_, Err(error)) => Err(error),
@@ -283,11 +303,12 @@ fn end(
     pool: &Pool,
     grant: Option<HeldGrant<'_>>,
     later: &[GrantRecord],
+    restored: Result<(), ControlError>,
     announcement: &mut Announcement,
 ) -> Result<(), ControlError> {
     // Those of keys that the volume was moved to are given again to the next attachment, if they stay.
     let also = later.iter().try_for_each(|grant| pool.retire(grant));
-    let retired = grant.map_or(Ok(()), HeldGrant::retire);
+    let retired = grant.map_or(Ok(()), HeldGrant::retire).and(restored);
     if retired.is_err() {
         announcement.keep_for_successor();
     }

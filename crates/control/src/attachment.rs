@@ -46,6 +46,9 @@ pub(crate) struct AttachmentRecord {
     pub(crate) uris: Vec<String>,
     /// The grant it decrypted under, for an encrypted volume.
     pub(crate) grant: Option<GrantRecord>,
+    /// The grant it decrypts the snapshot's blocks under, while the volume is restored under another key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) restore_grant: Option<GrantRecord>,
     /// Where `detach` reaches it, if it can be reached.
     pub(crate) control_socket: Option<PathBuf>,
     /// All its socket files, to be removed after it.
@@ -76,6 +79,7 @@ impl AttachmentRecord {
             read_only,
             uris: Vec::new(),
             grant: None,
+            restore_grant: None,
             control_socket: None,
             sockets: Vec::new(),
         }

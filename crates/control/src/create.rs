@@ -1,4 +1,4 @@
-//! CreateVolume: an empty volume, encrypted or not. Everything that can be refused is refused before anything is
+//! CreateVolume: an empty volume or one from a snapshot, encrypted or not. Everything that can be refused is refused before anything is
 //! stored; what is stored takes the volume's name only when it is whole.
 //!
 //! No plaintext key is ever here: the key service answers with a wrapped one.
@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use sealblk_kms::{EncryptionContext, KeyMetadata, KeyState, ReEncryptRequest, WrappedKey};
 use sealblk_record::{LockFile, RecordFile};
 use sealblk_volume::{
-    Backing, Encryption, KeyReference, RecoveryKey, VolumeDirectory, VolumeId, VolumeName, VolumeRecord,
-    VolumeSize, WrappedDataKey, XtsEncryption,
+    Backing, Encryption, KeyReference, RecoveryKey, SnapshotId, VolumeDirectory, VolumeId, VolumeName,
+    VolumeRecord, VolumeSize, WrappedDataKey, XtsEncryption,
 };
 
 use crate::backing::{self, PreparedBacking};
@@ -21,12 +21,15 @@ use crate::export;
 use crate::outcome::{EncryptionRequest, Outcome, OutcomeError, Source, outcome};
 use crate::place::BackingPlace;
 use crate::pool::{DELETED, Pool, UNFINISHED, load_record, sync_directory};
+use crate::restore::{RestoreError, SnapshotHold, SnapshotSource, release_leftover};
 
 /// What CreateVolume is asked for.
 #[derive(Clone, Debug)]
 pub struct CreateVolume {
-    /// Size in bytes: a multiple of 512, 1 MiB to 64 TiB.
-    pub size_bytes: u64,
+    /// Size in bytes: a multiple of 512, 1 MiB to 64 TiB. `None`: the snapshot's.
+    pub size_bytes: Option<u64>,
+    /// The snapshot, of the pool's repository, that its data comes from; `None`: it is empty.
+    pub snapshot_id: Option<SnapshotId>,
     /// `Encrypted`, if given.
     pub encrypted: Option<bool>,
     /// `KmsKeyId`, if given: id, ARN or alias.
@@ -43,11 +46,25 @@ pub struct CreateVolume {
     pub erase: bool,
 }
 
-/// What a volume will be encrypted under.
-struct ChosenKey {
-    arn: KeyReference,
-    wrapped: WrappedDataKey,
-    recovery: Vec<RecoveryKey>,
+impl CreateVolume {
+    /// What is asked about encryption.
+    pub(crate) fn encryption(&self) -> EncryptionRequest<'_> {
+        EncryptionRequest { encrypted: self.encrypted, kms_key_id: self.kms_key_id.as_deref() }
+    }
+
+    /// The snapshot that is asked for, if one is.
+    pub(crate) fn source(&self, pool: &Pool) -> Result<Option<SnapshotSource>, ControlError> {
+        self.snapshot_id.map(|id| SnapshotSource::find(pool, id)).transpose()
+    }
+
+    /// The volume's size.
+    pub(crate) fn size(&self, source: Option<&SnapshotSource>) -> Result<VolumeSize, ControlError> {
+        match (source, self.size_bytes) {
+            (Some(source), asked) => source.size(asked),
+            (None, Some(bytes)) => Ok(VolumeSize::from_bytes(bytes)?),
+            (None, None) => Err(RestoreError::NoSize.into()),
+        }
+    }
 }
 
 impl Pool {
@@ -60,11 +77,13 @@ impl Pool {
         request: &CreateVolume,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<VolumeDescription, ControlError> {
-        let size = VolumeSize::from_bytes(request.size_bytes)?;
+        let source = request.source(self)?;
+        let size = request.size(source.as_ref())?;
         let id = VolumeId::generate().map_err(|error| ControlError::Random(error.into()))?;
-        let key = self.choose_key(id, request)?;
+        let encryption = self.choose_encryption(id, request, source.as_ref())?;
 
-        let mut unfinished = self.claim(id, size, request, key)?;
+        let mut unfinished = self.claim(id, size, request, encryption, source.as_ref())?;
+        unfinished.hold_snapshot(self)?;
         match &request.backing {
             None => unfinished.directory.create_data(size).map_err(backing::BackingError::from)?,
             Some(BackingPlace::Path(path)) => {
@@ -76,21 +95,43 @@ impl Pool {
         self.describe_volume(id)
     }
 
-    /// What the outcome rule says, looked up and with a data key made for it.
-    fn choose_key(&self, id: VolumeId, request: &CreateVolume) -> Result<Option<ChosenKey>, ControlError> {
-        let asked =
-            EncryptionRequest { encrypted: request.encrypted, kms_key_id: request.kms_key_id.as_deref() };
+    /// What the outcome rule says, looked up and with a data key made for it, or taken over from the snapshot.
+    fn choose_encryption(
+        &self,
+        id: VolumeId,
+        request: &CreateVolume,
+        source: Option<&SnapshotSource>,
+    ) -> Result<Encryption, ControlError> {
         let settings = self.pool_directory().settings()?;
-        let Outcome::Encrypted { key } = outcome(asked, settings.defaults(), Source::Empty)? else {
+        let from = source.map_or(Source::Empty, SnapshotSource::as_source);
+        let Outcome::Encrypted { key } = outcome(request.encryption(), settings.defaults(), from)? else {
             let no_key = OutcomeError::KeyWithoutEncrypted;
-            return if request.recovery_kms_key_ids.is_empty() { Ok(None) } else { Err(no_key.into()) };
+            let plain = request.recovery_kms_key_ids.is_empty();
+            return if plain { Ok(Encryption::Plain {}) } else { Err(no_key.into()) };
         };
         let arn = usable_key(self.kms.describe_key(key)?)?;
-        let context = EncryptionContext::for_resource(&id.to_string());
         // All keys are looked at before the first call that makes something.
         let others = request.recovery_kms_key_ids.iter();
         let others =
             others.map(|key| usable_key(self.kms.describe_key(key)?)).collect::<Result<Vec<_>, _>>()?;
+        let encryption = match source.and_then(|source| Some((source, source.under(&arn)?))) {
+            Some((source, snapshot)) => source.take_over_key(self, id, snapshot, others)?,
+            None => {
+                source.map_or(Ok(()), |source| source.check_key(self, id))?;
+                self.make_key(id, arn, others)?
+            }
+        };
+        Ok(Encryption::Aes256Xts(encryption))
+    }
+
+    /// A data key of the volume's own under `arn`, and under `others` too.
+    fn make_key(
+        &self,
+        id: VolumeId,
+        arn: KeyReference,
+        others: Vec<KeyReference>,
+    ) -> Result<XtsEncryption, ControlError> {
+        let context = EncryptionContext::for_resource(&id.to_string());
         let wrapped = self.kms.generate_data_key_without_plaintext(arn.as_str(), &context)?;
         let recovery = others.into_iter().map(|other| {
             let rewrapped = self.kms.re_encrypt(&ReEncryptRequest {
@@ -103,7 +144,7 @@ impl Pool {
             Ok(RecoveryKey { kms_key_id: other, wrapped_key: storable(rewrapped)? })
         });
         let recovery = recovery.collect::<Result<Vec<_>, ControlError>>()?;
-        Ok(Some(ChosenKey { arn, wrapped: storable(wrapped)?, recovery }))
+        Ok(XtsEncryption::new(arn, storable(wrapped)?, id).with_recovery_keys(recovery))
     }
 
     /// Makes the volume's directory under a name that no command shows, with its record, so that its backing
@@ -113,19 +154,15 @@ impl Pool {
         id: VolumeId,
         size: VolumeSize,
         request: &CreateVolume,
-        key: Option<ChosenKey>,
+        encryption: Encryption,
+        source: Option<&SnapshotSource>,
     ) -> Result<Unfinished, ControlError> {
         let backing = match &request.backing {
             None => Backing::File {},
             Some(BackingPlace::Path(path)) => Backing::Path { path: backing::resolve(path)? },
             Some(BackingPlace::Export(uri)) => Backing::Export { uri: uri.to_string() },
         };
-        let encryption = match key {
-            None => Encryption::Plain {},
-            Some(key) => Encryption::Aes256Xts(
-                XtsEncryption::new(key.arn, key.wrapped, id).with_recovery_keys(key.recovery),
-            ),
-        };
+        let restoring = source.map(|source| source.restoring(self, &encryption)).transpose()?;
         let record = VolumeRecord {
             volume_id: id,
             size_bytes: size,
@@ -135,7 +172,8 @@ impl Pool {
             encryption,
             discard: request.discard,
             name: request.name.clone(),
-            snapshot_id: None,
+            snapshot_id: source.map(SnapshotSource::id),
+            restoring: restoring.map(Box::new),
         };
         let _names = self.lock_names()?;
         self.remove_leftovers()?;
@@ -147,7 +185,7 @@ impl Pool {
 
     /// Removes what killed creates and deletes left. The caller holds the lock on names, so that a directory
     /// whose own lock is free belongs to nobody.
-    fn remove_leftovers(&self) -> Result<(), ControlError> {
+    pub(crate) fn remove_leftovers(&self) -> Result<(), ControlError> {
         for name in self.names()? {
             let path = self.volumes_dir().join(&name);
             let deleted = name.starts_with(DELETED);
@@ -156,7 +194,7 @@ impl Pool {
             }
             let lock = VolumeDirectory::new(&path).lock_path();
             let abandoned = deleted || !lock.exists() || LockFile::try_exclusive(&lock)?.is_some();
-            if abandoned {
+            if abandoned && release_leftover(self, &VolumeDirectory::new(&path)) {
                 fs::remove_dir_all(&path).map_err(|source| ControlError::Pool { path, source })?;
             }
         }
@@ -199,8 +237,11 @@ pub(crate) fn usable_key(key: KeyMetadata) -> Result<KeyReference, ControlError>
 /// A volume that nobody can see yet; removed when dropped.
 struct Unfinished {
     directory: VolumeDirectory,
+    record: VolumeRecord,
     /// Tells others that this is not a leftover; also keeps an attach out until the volume is whole.
     lock: LockFile,
+    /// Released unless the volume gets its name.
+    hold: Option<SnapshotHold>,
     /// Put back as it was unless the volume gets its name.
     backing: Option<PreparedBacking>,
     published: bool,
@@ -218,13 +259,22 @@ impl Unfinished {
             Ok(lock)
         };
         match begin() {
-            Ok(lock) => Ok(Self { directory, lock, backing: None, published: false }),
+            Ok(lock) => {
+                let record = record.clone();
+                Ok(Self { directory, record, lock, hold: None, backing: None, published: false })
+            }
             Err(error) => {
                 // The first error is the one to tell; what is left is found by the next create.
                 let _ = fs::remove_dir_all(directory.path());
                 Err(error)
             }
         }
+    }
+
+    /// Holds the snapshot that the record names, if it names one, and makes the map.
+    fn hold_snapshot(&mut self, pool: &Pool) -> Result<(), ControlError> {
+        self.hold = SnapshotHold::of(pool, &self.record)?;
+        self.hold.as_ref().map_or(Ok(()), |hold| hold.begin(&self.directory, &self.record))
     }
 
     /// Gives the whole volume its name.
@@ -244,7 +294,9 @@ impl Drop for Unfinished {
     fn drop(&mut self) {
         // The lock is held until after this, by the field's own drop.
         let _ = &self.lock;
-        if !self.published {
+        // What cannot be released now is released by who finds the directory.
+        let released = || self.hold.as_ref().is_none_or(|hold| hold.release().is_ok());
+        if !self.published && released() {
             // There is an error to tell already; what cannot be removed is found by the next create.
             let _ = fs::remove_dir_all(self.directory.path());
         }

@@ -15,6 +15,7 @@ use crate::attachment::{AttachmentRecord, AttachmentState};
 use crate::error::ControlError;
 use crate::place::BackingPlace;
 use crate::pool::Pool;
+use crate::restore::{self, RestoringDescription};
 
 /// A volume's state (ebs.md A.3).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -74,6 +75,9 @@ pub struct VolumeDescription {
     pub recovery_keys: Vec<RecoveryKey>,
     /// The snapshot it came from.
     pub snapshot_id: Option<SnapshotId>,
+    /// While it is being restored from that: how far.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restoring: Option<RestoringDescription>,
     /// When it was created.
     pub create_time: Timestamp,
     /// Whether TRIM may give space back to the store.
@@ -168,6 +172,7 @@ impl Pool {
             wrapped_key,
             recovery_keys,
             snapshot_id: record.snapshot_id,
+            restoring: restore::describe(directory, record),
             create_time: record.create_time,
             discard: record.discard,
             backing: BackingPlace::of(directory, &record.backing)?,

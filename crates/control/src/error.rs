@@ -16,12 +16,15 @@ use sealblk_nbd::TlsError;
 use sealblk_record::RecordError;
 use sealblk_snapshot::{SnapshotError, StoreFault};
 use sealblk_volume::map::{GrowError, MapError};
-use sealblk_volume::{MalformedAccountId, MalformedId, OpenError, SealError, SizeError, VolumeId};
+use sealblk_volume::{
+    IdKind, MalformedAccountId, MalformedId, OpenError, SealError, SizeError, SnapshotKind, VolumeId,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::backing::BackingError;
 use crate::key_users::KeyUsers;
 use crate::outcome::OutcomeError;
+use crate::restore::RestoreError;
 use crate::runtime::SocketError;
 use crate::snapshot::ShareError;
 
@@ -55,7 +58,7 @@ pub enum ControlError {
     /// A record is damaged, of another version, or cannot be read or written.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// Not a volume id.
+    /// Not the id of a volume, or of a snapshot.
     #[error(transparent)]
     MalformedId(#[from] MalformedId),
     /// Not an account.
@@ -102,6 +105,9 @@ pub enum ControlError {
     #[error("the process that served {id} reported: {message}")]
     DetachFailed { id: VolumeId, message: String },
 
+    /// A volume that is made from a snapshot.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// A snapshot, or the repository that holds it.
     #[error(transparent)]
     Snapshot(Box<SnapshotError>),
@@ -212,6 +218,18 @@ impl From<SnapshotError> for ControlError {
     }
 }
 
+/// An error's message and those of its causes, from the outermost in.
+pub(crate) fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
 /// The volumes by name, as far as a line takes them.
 fn volumes(users: &KeyUsers) -> String {
     const NAMED: usize = 5;
@@ -240,14 +258,7 @@ impl ControlError {
 
     /// The message and those of its causes, from the outermost in.
     pub(crate) fn with_causes(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
-        }
-        text
+        with_causes(self)
     }
 
     fn verdict(&self) -> (&'static str, ErrorClass) {
@@ -258,9 +269,12 @@ impl ControlError {
             {
                 ("UnauthorizedOperation", Denied)
             }
-            Self::MalformedId(error) if error.noun == "snapshot" => ("InvalidSnapshotID.Malformed", Usage),
+            Self::MalformedId(error) if error.noun == SnapshotKind::NOUN => {
+                ("InvalidSnapshotID.Malformed", Usage)
+            }
             Self::MalformedId(_) => ("InvalidVolumeID.Malformed", Usage),
             Self::MalformedAccountId(_) => ("InvalidUserID.Malformed", Usage),
+            Self::Restore(error) => error.verdict(),
             Self::Size(_)
             | Self::Region { .. }
             | Self::NothingToModify

@@ -4,8 +4,9 @@ use serde::Serialize;
 
 use crate::create::{CreateVolume, usable_key};
 use crate::error::ControlError;
-use crate::outcome::{EncryptionRequest, Outcome, Source, outcome, row};
+use crate::outcome::{Outcome, Source, outcome, row};
 use crate::pool::Pool;
+use crate::restore::SnapshotSource;
 
 /// The outcome of a request that was not carried out.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -27,15 +28,23 @@ pub struct Explanation {
 impl Pool {
     /// What [`Self::create_volume`] would do about encryption. The key is looked up (DescribeKey), nothing is stored.
     pub fn explain_create_volume(&self, request: &CreateVolume) -> Result<Explanation, ControlError> {
-        let asked =
-            EncryptionRequest { encrypted: request.encrypted, kms_key_id: request.kms_key_id.as_deref() };
+        let asked = request.encryption();
         let settings = self.pool_directory().settings()?;
-        let (defaults, source) = (settings.defaults(), Source::Empty);
+        let snapshot = request.source(self)?;
+        request.size(snapshot.as_ref())?;
+        let source = snapshot.as_ref().map_or(Source::Empty, SnapshotSource::as_source);
+        let defaults = settings.defaults();
         let (kms_key_id, reason) = match outcome(asked, defaults, source)? {
             Outcome::Unencrypted => (None, "encryption was not asked for, and is not on by default"),
             Outcome::Encrypted { key } => {
                 let reason = if asked.kms_key_id.is_some() {
                     "the key was named"
+                } else if let Source::Snapshot { key: Some(_), shared } = source {
+                    if shared {
+                        "the snapshot is another account's and encrypted: the default key"
+                    } else {
+                        "the snapshot's key"
+                    }
                 } else if asked.encrypted == Some(true) {
                     "encryption was asked for without a key: the default key"
                 } else {

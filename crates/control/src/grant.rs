@@ -97,13 +97,24 @@ pub(crate) fn grantee(id: VolumeId) -> Principal {
 
 /// Creates the grant of a volume's attachment; `None`: the service's own permission for this host is all there is.
 pub(crate) fn create_grant(kms: &dyn Kms, id: VolumeId, key: &str) -> Result<Option<GrantRecord>, KmsError> {
+    create_grant_for(kms, id, key, &id.to_string())
+}
+
+/// The same, for a data key that was wrapped for `context_id`: the volume's own, or that of its snapshot.
+pub(crate) fn create_grant_for(
+    kms: &dyn Kms,
+    id: VolumeId,
+    key: &str,
+    context_id: &str,
+) -> Result<Option<GrantRecord>, KmsError> {
+    let own = context_id == id.to_string();
     let request = GrantRequest {
         key: key.to_owned(),
         grantee: grantee(id),
         operations: vec![GrantOperation::Decrypt],
-        constraint: EncryptionContext::for_resource(&id.to_string()),
+        constraint: EncryptionContext::for_resource(context_id),
         // Killed between this call and the note of it, the next attachment is given the same grant.
-        name: Some(id.to_string()),
+        name: Some(if own { id.to_string() } else { format!("{id}-restore") }),
     };
     match kms.create_grant(&request) {
         Ok(grant) => Ok(Some(GrantRecord { kms_key_id: key.to_owned(), grant_id: grant.id })),

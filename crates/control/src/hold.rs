@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use sealblk_kms::KmsErrorKind;
+use sealblk_kms::{Kms, KmsErrorKind};
 use sealblk_record::LockFile;
 use sealblk_volume::{VolumeDirectory, VolumeId};
 
@@ -53,7 +53,7 @@ impl Pool {
     /// The record of the attachment goes last, so that an error here leaves all that is needed to try again.
     pub(crate) fn clean_up_after_predecessor(&self, held: &HeldVolume) -> Result<(), ControlError> {
         let Some(stale) = AttachmentRecord::read(&held.directory)? else { return Ok(()) };
-        if let Some(grant) = &stale.grant {
+        for grant in stale.grant.iter().chain(&stale.restore_grant) {
             self.retire(grant)?;
         }
         for path in &stale.sockets {
@@ -66,9 +66,14 @@ impl Pool {
 
     /// Retires a grant that may be gone already.
     pub(crate) fn retire(&self, grant: &GrantRecord) -> Result<(), ControlError> {
-        match self.kms.retire_grant(&grant.kms_key_id, &grant.grant_id) {
-            Err(error) if error.kind != KmsErrorKind::NotFound => Err(error.into()),
-            _ => Ok(()),
-        }
+        retire(&*self.kms, grant)
+    }
+}
+
+/// Retires a grant that may be gone already.
+pub(crate) fn retire(kms: &dyn Kms, grant: &GrantRecord) -> Result<(), ControlError> {
+    match kms.retire_grant(&grant.kms_key_id, &grant.grant_id) {
+        Err(error) if error.kind != KmsErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
     }
 }

@@ -5,13 +5,14 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use sealblk_block::{BlockError, FileDevice, FileOptions};
-use sealblk_volume::map::{Background, MapError, MapIdentity, MapOptions, MappedDevice, NoSource, map_bytes};
+use sealblk_volume::map::{Background, MapError, MapIdentity, MapOptions, MappedDevice, map_bytes};
 use sealblk_volume::{VolumeDirectory, VolumeId, VolumeRecord};
 
 use crate::backing::BackingError;
 use crate::error::ControlError;
 use crate::offline;
 use crate::pool::change_record;
+use crate::restore::{FetchPlan, RestoreFetch};
 use crate::store::StoreDevice;
 
 /// A volume's stored bytes with its block map.
@@ -64,13 +65,18 @@ pub(crate) struct Keeping {
 }
 
 impl Keeping {
-    /// Starts the keeper; on return it has begun.
-    pub(crate) fn start(id: VolumeId, stored: StoredVolume) -> Result<Self, ControlError> {
+    /// Starts the keeper; on return it has begun. Missing blocks come as `plan` says; without one there are none.
+    pub(crate) fn start(
+        id: VolumeId,
+        stored: StoredVolume,
+        plan: Option<FetchPlan>,
+    ) -> Result<Self, ControlError> {
         let kept = stored.clone();
         let (begun, has_begun) = mpsc::channel();
         let run = move || {
+            let source = RestoreFetch::new(plan);
             let tell = || begun.send(()).expect("who started this waits for it");
-            let ended = offline::run(kept.keep_and_tell(NoSource, Background::Restore, tell));
+            let ended = offline::run(kept.keep_and_tell(source, Background::Restore, tell));
             // Without a runtime it did not even come to know of its inbox.
             kept.give_up_keeping();
             ended?.map_err(|source| ControlError::Device { id, doing: "keeping the block map", source })

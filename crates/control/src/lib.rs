@@ -36,6 +36,7 @@ mod open;
 mod outcome;
 mod place;
 mod pool;
+mod restore;
 mod rewrap;
 mod runtime;
 mod settings;
@@ -63,10 +64,13 @@ pub use outcome::{
 };
 pub use place::BackingPlace;
 pub use pool::{Pool, PoolDirectory, PoolRecord};
+pub use restore::{
+    RestoreError, RestoreEvent, RestoreEvents, RestoreProgram, RestoringDescription, serve_restore_helper,
+};
 pub use rewrap::RewrapOutcome;
 pub use runtime::{RuntimeDir, SocketError};
-pub use sealblk_snapshot::StoreOptions;
-pub use sealblk_volume::{AccountId, MalformedAccountId, VolumeId, VolumeName};
+pub use sealblk_snapshot::{Stop, StoreOptions};
+pub use sealblk_volume::{AccountId, MalformedAccountId, SnapshotId, VolumeId, VolumeName};
 pub use settings::Settings;
 pub use snapshot::{
     CopiedFrom, Group, MisshapenBlock, Permission, Reencryption, RepositoryName, RepositoryPlace, ShareError,

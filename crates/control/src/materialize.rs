@@ -1,5 +1,6 @@
 //! Materialize: encrypted zeros into every hole of a detached volume's data, the documented way out (docs/FORMAT.md).
 
+use sealblk_snapshot::Stop;
 use sealblk_volume::{MaterializeProgress, Materialized, VolumeId};
 
 use crate::attachment::{Announcement, AttachmentRecord, AttachmentState};
@@ -8,6 +9,7 @@ use crate::keep::Keeping;
 use crate::offline;
 use crate::open::{OpenHow, OpenVolume};
 use crate::pool::Pool;
+use crate::restore::bring_all;
 
 impl Pool {
     /// Writes encrypted zeros wherever the volume's data has never been written, so that a reader that does not
@@ -25,29 +27,38 @@ impl Pool {
         let holder = AttachmentRecord::of_this_process(AttachmentState::Busy, false);
         let mut announcement = Announcement::make(&held.directory, holder)?;
         let how = OpenHow { read_only: false, caching: None };
-        match self.open_volume(&mut held, &record, how, &mut announcement)? {
+        let volume = self.open_volume(&mut held, &record, how, &mut announcement)?;
+        let (directory, now) = self.load(id)?;
+        let prepared = self.prepare_restoration(&directory, &now, &volume, &mut announcement)?;
+        let (restoration, plan) = prepared.unzip();
+        match volume {
             OpenVolume::Plain(_) => {
                 announcement.withdraw()?;
                 Ok(Materialized::NotEncrypted)
             }
             OpenVolume::Encrypted(volume, grant, _) => {
                 let told = |at: MaterializeProgress| progress(at.done_bytes, at.total_bytes);
-                let keeping = Keeping::start(id, volume.device().clone())?;
+                let keeping = Keeping::start(id, volume.device().clone(), plan)?;
+                let failed = |source| ControlError::Device { id, doing: "materialize", source };
                 let done = offline::run(async {
-                    let done = volume.materialize(told).await;
-                    let closed = if done.is_ok() { keeping.close().await } else { Ok(()) };
-                    (done, closed)
+                    // Holes that are still to be filled from a snapshot are none.
+                    bring_all(id, volume.device(), &mut |_, _| {}, &Stop::default()).await?;
+                    let done = volume.materialize(told).await.map_err(failed)?;
+                    keeping.close().await.map(|()| done)
                 });
                 drop(volume);
-                let (done, closed) = done?;
+                let done = done.flatten();
+                let finished = restoration.map_or(Ok(()), |mut restoration| match &done {
+                    Ok(_) => offline::run(async { restoration.finish().await })?,
+                    Err(_) => restoration.abandon(),
+                });
                 let retired = grant.retire();
-                if retired.is_err() {
+                if retired.is_err() || finished.is_err() {
                     announcement.keep_for_successor();
                 }
-                let done =
-                    done.map_err(|source| ControlError::Device { id, doing: "materialize", source })?;
+                let done = done?;
                 retired?;
-                closed?;
+                finished?;
                 announcement.withdraw()?;
                 Ok(done)
             }

@@ -9,10 +9,12 @@ use std::sync::Arc;
 
 use sealblk_kms::Kms;
 use sealblk_record::{Document, LockFile, RecordFile};
+use sealblk_snapshot::StoreOptions;
 use sealblk_volume::{AccountId, VolumeDirectory, VolumeId, VolumeRecord};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ControlError;
+use crate::restore::RestoreProgram;
 use crate::snapshot::RepositoryPlace;
 
 /// `pool.json`: which region the pool plays, and whose it is.
@@ -159,6 +161,10 @@ pub struct Pool {
     directory: PoolDirectory,
     pub(crate) kms: Arc<dyn Kms + Send + Sync>,
     pub(crate) repository: RepositoryPlace,
+    /// How stores that volumes' records name are reached, besides what the records say.
+    pub(crate) store_environment: StoreOptions,
+    /// What reads snapshots for the processes that serve volumes.
+    pub(crate) restore_program: Option<RestoreProgram>,
 }
 
 impl Pool {
@@ -166,13 +172,27 @@ impl Pool {
     /// directory.
     pub fn new(directory: PoolDirectory, kms: Arc<dyn Kms + Send + Sync>) -> Self {
         let repository = RepositoryPlace::own(&directory);
-        Self { directory, kms, repository }
+        Self { directory, kms, repository, store_environment: StoreOptions::default(), restore_program: None }
     }
 
     /// The same, with its snapshots elsewhere.
     #[must_use]
     pub fn with_repository(self, repository: RepositoryPlace) -> Self {
         Self { repository, ..self }
+    }
+
+    /// The same, with a program that reads snapshots for the processes that serve volumes; without one a volume that is
+    /// not restored yet cannot be attached.
+    #[must_use]
+    pub fn with_restore_program(self, program: RestoreProgram) -> Self {
+        Self { restore_program: Some(program), ..self }
+    }
+
+    /// The same, with what the environment says about reaching stores: for the snapshots that volumes are restored from,
+    /// wherever those are.
+    #[must_use]
+    pub fn with_store_environment(self, store_environment: StoreOptions) -> Self {
+        Self { store_environment, ..self }
     }
 
     pub(crate) fn pool_directory(&self) -> &PoolDirectory {

@@ -124,7 +124,7 @@ fn a_key_that_waits_for_its_deletion_is_named_with_its_date() {
 fn sizes_out_of_bounds_are_refused() {
     let rig = Rig::new();
     for size_bytes in [0, 512, (1 << 20) + 1, (64 << 40) + 512] {
-        let (code, class, _) = verdict(rig.create(&CreateVolume { size_bytes, ..plain() }));
+        let (code, class, _) = verdict(rig.create(&CreateVolume { size_bytes: Some(size_bytes), ..plain() }));
         assert_eq!((code, class), ("InvalidParameterValue", ErrorClass::Usage), "{size_bytes}");
     }
     assert!(rig.names().is_empty());
@@ -169,7 +169,7 @@ fn a_create_that_is_still_at_work_is_no_leftover() {
 fn a_new_backing_file_is_sparse_and_stays_when_its_volume_is_deleted() {
     let rig = Rig::new();
     let path = rig.path("disk.img");
-    let request = CreateVolume { size_bytes: 1 << 30, backing: Some(path.clone().into()), ..plain() };
+    let request = CreateVolume { size_bytes: Some(1 << 30), backing: Some(path.clone().into()), ..plain() };
     let volume = rig.create(&request).expect("a volume");
     let metadata = fs::metadata(&path).expect("the file");
     assert_eq!((metadata.len(), metadata.blocks()), (1 << 30, 0));

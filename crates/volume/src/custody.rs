@@ -150,6 +150,25 @@ impl<C> Deref for Borrowed<'_, C> {
     }
 }
 
+/// The cipher of an open volume for work of the control side that clients wait for. What takes the key from the
+/// volume's lanes takes it from here.
+pub struct CipherLoan(LaneCustody<SectorCipher>);
+
+impl CipherLoan {
+    /// Has `work` done with the cipher, for sectors from `at` on; waits while the volume is frozen. An error says that
+    /// the key will not come back.
+    pub async fn lend<T>(&self, at: Lba, work: impl FnOnce(&SectorCipher) -> T) -> Result<T, BlockError> {
+        let cipher = self.0.borrow(Operation::Write, at).await?;
+        Ok(work(&cipher))
+    }
+}
+
+impl fmt::Debug for CipherLoan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CipherLoan").finish_non_exhaustive()
+    }
+}
+
 /// The control side's hold on the key of one open volume, for as long as the volume is open.
 ///
 /// It can take the key away and give back that key and no other. Clones hold the same key.
@@ -164,6 +183,11 @@ pub struct KeyHold {
 impl KeyHold {
     pub(crate) fn new(custody: Arc<Custody<SectorCipher>>, seal: Seal, fields: SealedFields) -> Self {
         Self { custody, seal, fields: Arc::new(fields) }
+    }
+
+    /// A loan of the key that is held, for one thread.
+    pub fn loan(&self) -> CipherLoan {
+        CipherLoan(self.custody.lane())
     }
 
     /// Wipes the round keys. Requests that need them wait from now on; flushes, which do not, go on. Returns when no

@@ -12,6 +12,7 @@ use crate::data_key_id::DataKeyId;
 use crate::id::{SnapshotId, VolumeId};
 use crate::name::VolumeName;
 use crate::open::{Access, EncryptedVolume, PlainVolume};
+use crate::restoring::Restoring;
 use crate::seal::{KeyCheck, Seal, SealError, SealedFields, Sealer};
 use crate::size::VolumeSize;
 use crate::wrapped::{KeyReference, WrappedDataKey};
@@ -48,6 +49,9 @@ pub struct VolumeRecord {
     /// blocks are here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot_id: Option<SnapshotId>,
+    /// Of a volume that is being restored: where its missing blocks come from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restoring: Option<Box<Restoring>>,
 }
 
 impl Document for VolumeRecord {

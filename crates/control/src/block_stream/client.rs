@@ -121,6 +121,11 @@ impl BlockStream {
         })
     }
 
+    /// Whether nothing more will be answered.
+    pub(crate) fn is_over(&self) -> bool {
+        self.shared.over.borrow().is_some()
+    }
+
     /// Size in bytes of what the blocks are of.
     pub(crate) fn size_bytes(&self) -> u64 {
         self.shared.size_bytes

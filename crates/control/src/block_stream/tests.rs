@@ -1,3 +1,5 @@
+//! Tests of the block stream.
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;

@@ -12,5 +12,6 @@ mod share;
 pub use describe::{Group, Permission, SnapshotDescription};
 pub use metadata::{CopiedFrom, SnapshotEncryption, SnapshotMetadata, XtsSnapshot};
 pub use place::{RepositoryName, RepositoryPlace};
+pub(crate) use reencrypt::reencrypt_in_place;
 pub use reencrypt::{MisshapenBlock, Reencryption};
 pub use share::{ShareError, ShareWith};

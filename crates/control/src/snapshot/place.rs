@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sealblk_snapshot::{Location, Repository, StoreOptions};
+use sealblk_volume::SnapshotRepository;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ControlError;
@@ -24,6 +25,18 @@ pub struct RepositoryName {
     /// How its store is reached: `endpoint`, `region`, `allow_http`, `virtual_hosted_style_request`, `retry_seconds`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<String, String>,
+}
+
+impl From<&SnapshotRepository> for RepositoryName {
+    fn from(recorded: &SnapshotRepository) -> Self {
+        Self { location: recorded.location.clone(), options: recorded.options.clone() }
+    }
+}
+
+impl From<&RepositoryName> for SnapshotRepository {
+    fn from(name: &RepositoryName) -> Self {
+        Self { location: name.location.clone(), options: name.options.clone() }
+    }
 }
 
 /// A repository that is not open yet.
@@ -78,6 +91,12 @@ impl RepositoryPlace {
     /// What it can be found by again; `None`: it is the pool's own.
     pub fn name(&self) -> Option<&RepositoryName> {
         self.name.as_ref()
+    }
+
+    /// The same, which gives up on a store that does not answer after `patience` at the latest.
+    pub(crate) fn within(mut self, patience: Duration) -> Self {
+        self.options.retry_for = Some(self.options.retry_for.map_or(patience, |asked| asked.min(patience)));
+        self
     }
 
     /// Opens it, and makes an empty one if there is none. In a runtime with I/O and time.

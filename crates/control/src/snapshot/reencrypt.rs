@@ -52,31 +52,41 @@ impl Reencryption {
     /// # Errors
     /// As of [`block`](Self::block); nothing was changed then.
     pub fn block_in_place(&self, index: u64, block: &mut [u8]) -> Result<(), MisshapenBlock> {
-        let sectors = (block.len() / SECTOR_BYTES) as u64;
-        let whole = block.len().is_multiple_of(SECTOR_BYTES) && sectors <= SECTORS_PER_BLOCK;
-        let first = index.checked_mul(SECTORS_PER_BLOCK).filter(|first| first.checked_add(sectors).is_some());
-        let (true, Some(mut sector)) = (whole, first) else {
-            return Err(MisshapenBlock { index, bytes: block.len() });
-        };
-        let mut rest = block;
-        while let Some(run) = Run::at_start_of(rest) {
-            let (piece, after) = rest.split_at_mut(run.bytes);
-            if !run.unwritten {
-                self.written_sectors(sector, piece);
-            }
-            sector += (run.bytes / SECTOR_BYTES) as u64;
-            rest = after;
-        }
-        Ok(())
+        reencrypt_in_place(self.from.as_ref(), &self.to, index, block)
     }
+}
 
-    fn written_sectors(&self, first: u64, sectors: &mut [u8]) {
-        let Some(from) = &self.from else { return self.to.encrypt_in_place(first, sectors) };
-        let plaintext = Plaintext(sectors);
-        from.decrypt_in_place(first, plaintext.0);
-        self.to.encrypt_in_place(first, plaintext.0);
-        std::mem::forget(plaintext);
+/// [`Reencryption::block_in_place`], for who has the ciphers.
+pub(crate) fn reencrypt_in_place(
+    from: Option<&SectorCipher>,
+    to: &SectorCipher,
+    index: u64,
+    block: &mut [u8],
+) -> Result<(), MisshapenBlock> {
+    let sectors = (block.len() / SECTOR_BYTES) as u64;
+    let whole = block.len().is_multiple_of(SECTOR_BYTES) && sectors <= SECTORS_PER_BLOCK;
+    let first = index.checked_mul(SECTORS_PER_BLOCK).filter(|first| first.checked_add(sectors).is_some());
+    let (true, Some(mut sector)) = (whole, first) else {
+        return Err(MisshapenBlock { index, bytes: block.len() });
+    };
+    let mut rest = block;
+    while let Some(run) = Run::at_start_of(rest) {
+        let (piece, after) = rest.split_at_mut(run.bytes);
+        if !run.unwritten {
+            written_sectors(from, to, sector, piece);
+        }
+        sector += (run.bytes / SECTOR_BYTES) as u64;
+        rest = after;
     }
+    Ok(())
+}
+
+fn written_sectors(from: Option<&SectorCipher>, to: &SectorCipher, first: u64, sectors: &mut [u8]) {
+    let Some(from) = from else { return to.encrypt_in_place(first, sectors) };
+    let plaintext = Plaintext(sectors);
+    from.decrypt_in_place(first, plaintext.0);
+    to.encrypt_in_place(first, plaintext.0);
+    std::mem::forget(plaintext);
 }
 
 /// Decrypted sectors until they are encrypted again: wiped if it does not come to that.

@@ -139,7 +139,8 @@ impl Serving {
 /// An unencrypted volume of 1 MiB.
 pub(crate) fn plain() -> CreateVolume {
     CreateVolume {
-        size_bytes: 1 << 20,
+        size_bytes: Some(1 << 20),
+        snapshot_id: None,
         encrypted: None,
         kms_key_id: None,
         recovery_kms_key_ids: Vec::new(),

@@ -212,6 +212,24 @@ pub async fn write_restoring_map<S: BlockDevice>(
     Ok(file::write_new(&lane, identity, origin, &bits, same_data_key).await?)
 }
 
+/// How far the map in `store` says that the volume is restored; `None`: it did not come from a snapshot, or is whole. For
+/// who looks from outside: a keeper may be writing it. Call inside the runtime that lanes need.
+pub async fn read_restore_progress<S: BlockDevice>(
+    store: &S,
+    identity: MapIdentity,
+) -> Result<Option<RestoreProgress>, MapError> {
+    file::check_size(store, blocks_in(identity.size.sectors()))?;
+    let stored = file::read(&store.open_lane()?, identity).await?;
+    Ok(match (stored.header.restoration, stored.missing) {
+        (Restoration::Pending(origin), Some(missing)) => {
+            let total_blocks = origin.blocks;
+            let restored_blocks = total_blocks.saturating_sub(missing.count());
+            Some(RestoreProgress { restored_blocks, total_blocks })
+        }
+        _ => None,
+    })
+}
+
 impl<D: BlockDevice, S: BlockDevice> MappedDevice<D, S> {
     /// A device without a map: every block is here, and nothing is tracked. Snapshots of it can be made, each of
     /// them whole. `size` of `device` is shown; it must have it.

@@ -32,7 +32,10 @@ mod restore;
 mod snapshot;
 
 pub use block::BLOCK_BYTES;
-pub use device::{ChangesKnown, MapOptions, MappedDevice, RestoreProgress, map_bytes, write_restoring_map};
+pub use device::{
+    ChangesKnown, MapOptions, MappedDevice, RestoreProgress, map_bytes, read_restore_progress,
+    write_restoring_map,
+};
 pub use format::{MapError, MapIdentity};
 pub use grow::GrowError;
 pub use keeper::{Background, BlockFetch, FetchedBlock, NoSource};

@@ -53,6 +53,7 @@ pub fn plain_record(bytes: u64) -> VolumeRecord {
         discard: true,
         name: None,
         snapshot_id: None,
+        restoring: None,
     }
 }
 

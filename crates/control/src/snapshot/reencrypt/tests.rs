@@ -1,3 +1,5 @@
+//! Tests of re-encryption.
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 use sealblk_block::Lba;
