@@ -285,8 +285,7 @@ impl ControlError {
             | Self::InheritedSocket { .. }
             | Self::InheritedClient
             | Self::Tls(_) => ("InvalidParameterValue", Usage),
-            Self::Outcome(OutcomeError::KeyWithoutEncrypted) => ("InvalidParameterDependency", Usage),
-            Self::Outcome(_) => ("InvalidParameterCombination", Usage),
+            Self::Outcome(error) => (error.code(), Usage),
             Self::VolumeNotFound { .. } => ("InvalidVolume.NotFound", NotFound),
             Self::VolumeInUse { .. } => ("VolumeInUse", State),
             Self::PoolExists { .. } => ("IncorrectState", State),

@@ -61,6 +61,7 @@ pub use metrics::{MalformedMetricsAddress, MetricsAddress};
 pub use modify::ModifyVolume;
 pub use outcome::{
     EncryptionDefaults, EncryptionRequest, Outcome, OutcomeError, Source, copy_outcome, outcome, row,
+    start_outcome,
 };
 pub use place::BackingPlace;
 pub use pool::{Pool, PoolDirectory, PoolRecord};

@@ -1,7 +1,8 @@
-//! The encryption outcome of CreateVolume and CopySnapshot: pure functions from what was asked, what the region's
-//! defaults are and where the data comes from (ebs.md B.1 to B.3).
+//! The encryption outcome of CreateVolume, CopySnapshot and StartSnapshot: pure functions from what was asked, what the
+//! account's defaults are and where the data comes from (ebs.md B.1 to B.4; docs/ENCRYPTION.md has the tables for users).
 //!
-//! They know no store and no KMS; `create` and `copy` call them before anything else happens.
+//! They know no store and no KMS; `create` and `copy` call them before anything else happens. Snapshots that are written
+//! block by block (EBS direct) have no command yet, only their rule.
 
 /// What the caller said about encryption.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,6 +60,33 @@ pub enum OutcomeError {
     /// `Encrypted=false` for an encrypted source (r49); `InvalidParameterCombination`.
     #[error("Encrypted=false is inconsistent with the snapshot's encryption: encryption cannot be removed")]
     SourceStaysEncrypted,
+    /// StartSnapshot with a parent, and with `Encrypted` or a key; `ValidationException`.
+    #[error(
+        "a snapshot with a parent is encrypted as its parent is: neither Encrypted nor KmsKeyArn can be given"
+    )]
+    ParentDecides,
+    /// StartSnapshot with an unencrypted parent, while encryption by default is on; `ValidationException`.
+    #[error("the parent is not encrypted, and encryption by default is on")]
+    ParentUnencrypted,
+    /// StartSnapshot with `Encrypted=false`, while encryption by default is on; `ValidationException`.
+    #[error("Encrypted=false is refused while encryption by default is on")]
+    CannotOptOut,
+    /// StartSnapshot with a key and with `Encrypted=false`; `ValidationException`.
+    #[error("Encrypted cannot be false when KmsKeyArn is specified")]
+    FalseWithKey,
+}
+
+impl OutcomeError {
+    /// The code that EC2, or for StartSnapshot EBS direct, has for it.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::KeyWithoutEncrypted => "InvalidParameterDependency",
+            Self::KeyWithEncryptionOff | Self::SourceStaysEncrypted => "InvalidParameterCombination",
+            Self::ParentDecides | Self::ParentUnencrypted | Self::CannotOptOut | Self::FalseWithKey => {
+                "ValidationException"
+            }
+        }
+    }
 }
 
 impl<'a> EncryptionRequest<'a> {
@@ -135,161 +163,32 @@ pub fn outcome<'a>(
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const DEFAULT: &str = "default";
-    const SPECIFIED: &str = "specified";
-    const SNAPSHOTS: &str = "snapshot's";
-
-    const EMPTY: Source<'_> = Source::Empty;
-    const OWN_PLAIN: Source<'_> = Source::Snapshot { key: None, shared: false };
-    const OWN_ENCRYPTED: Source<'_> = Source::Snapshot { key: Some(SNAPSHOTS), shared: false };
-    const SHARED_PLAIN: Source<'_> = Source::Snapshot { key: None, shared: true };
-    const SHARED_ENCRYPTED: Source<'_> = Source::Snapshot { key: Some(SNAPSHOTS), shared: true };
-
-    /// ebs.md B.1: row, Encrypted set, by default, source, key without KmsKeyId, key with KmsKeyId.
-    type Row = (u8, bool, bool, Source<'static>, Option<&'static str>, Option<&'static str>);
-
-    #[rustfmt::skip]
-    const TABLE: [Row; 20] = [
-        ( 1, false, false, EMPTY,            None,            None),
-        ( 2, false, false, OWN_PLAIN,        None,            None),
-        ( 3, false, false, OWN_ENCRYPTED,    Some(SNAPSHOTS), None),
-        ( 4, false, false, SHARED_PLAIN,     None,            None),
-        ( 5, false, false, SHARED_ENCRYPTED, Some(DEFAULT),   None),
-        ( 6, true,  false, EMPTY,            Some(DEFAULT),   Some(SPECIFIED)),
-        ( 7, true,  false, OWN_PLAIN,        Some(DEFAULT),   Some(SPECIFIED)),
-        ( 8, true,  false, OWN_ENCRYPTED,    Some(SNAPSHOTS), Some(SPECIFIED)),
-        ( 9, true,  false, SHARED_PLAIN,     Some(DEFAULT),   Some(SPECIFIED)),
-        (10, true,  false, SHARED_ENCRYPTED, Some(DEFAULT),   Some(SPECIFIED)),
-        (11, false, true,  EMPTY,            Some(DEFAULT),   None),
-        (12, false, true,  OWN_PLAIN,        Some(DEFAULT),   None),
-        (13, false, true,  OWN_ENCRYPTED,    Some(SNAPSHOTS), None),
-        (14, false, true,  SHARED_PLAIN,     Some(DEFAULT),   None),
-        (15, false, true,  SHARED_ENCRYPTED, Some(DEFAULT),   None),
-        (16, true,  true,  EMPTY,            Some(DEFAULT),   Some(SPECIFIED)),
-        (17, true,  true,  OWN_PLAIN,        Some(DEFAULT),   Some(SPECIFIED)),
-        (18, true,  true,  OWN_ENCRYPTED,    Some(SNAPSHOTS), Some(SPECIFIED)),
-        (19, true,  true,  SHARED_PLAIN,     Some(DEFAULT),   Some(SPECIFIED)),
-        (20, true,  true,  SHARED_ENCRYPTED, Some(DEFAULT),   Some(SPECIFIED)),
-    ];
-
-    fn ask(
-        encrypted: Option<bool>,
-        kms_key_id: Option<&'static str>,
-        by_default: bool,
-        source: Source<'static>,
-    ) -> Result<Outcome<'static>, OutcomeError> {
-        let defaults = EncryptionDefaults { by_default, key: DEFAULT };
-        outcome(EncryptionRequest { encrypted, kms_key_id }, defaults, source)
-    }
-
-    #[test]
-    fn r45_every_row_of_the_table_has_its_outcome() {
-        for (row, encrypted, by_default, source, without_key, with_key) in TABLE {
-            let encrypted = encrypted.then_some(true);
-            let expected = without_key.map_or(Outcome::Unencrypted, |key| Outcome::Encrypted { key });
-            assert_eq!(ask(encrypted, None, by_default, source), Ok(expected), "row {row} without a key");
-            let expected =
-                with_key.map(|key| Outcome::Encrypted { key }).ok_or(OutcomeError::KeyWithoutEncrypted);
-            assert_eq!(ask(encrypted, Some(SPECIFIED), by_default, source), expected, "row {row} with a key");
-            let request = EncryptionRequest { encrypted, kms_key_id: None };
-            let defaults = EncryptionDefaults { by_default, key: DEFAULT };
-            assert_eq!(super::row(request, defaults, source), row);
+/// Decides the encryption of a snapshot that is written block by block, upon the parent `parent` or upon none
+/// ([`Source::Empty`]) (ebs.md B.4). A key is enough here; and where by-default is on, what would be unencrypted is refused
+/// instead of encrypted.
+pub fn start_outcome<'a>(
+    request: EncryptionRequest<'a>,
+    defaults: EncryptionDefaults<'a>,
+    parent: Source<'a>,
+) -> Result<Outcome<'a>, OutcomeError> {
+    match (parent, request.encrypted, request.kms_key_id) {
+        (Source::Snapshot { .. }, Some(_), _) | (Source::Snapshot { .. }, _, Some(_)) => {
+            Err(OutcomeError::ParentDecides)
         }
-    }
-
-    /// ebs.md B.2: by default, source, Encrypted, with a key; the key of the copy.
-    type CopyRow = (bool, Source<'static>, Option<bool>, bool, Result<Option<&'static str>, OutcomeError>);
-
-    #[rustfmt::skip]
-    const COPIES: [CopyRow; 22] = [
-        (false, OWN_PLAIN,        None,        false, Ok(None)),
-        (false, OWN_PLAIN,        Some(false), false, Ok(None)),
-        (false, OWN_PLAIN,        Some(true),  false, Ok(Some(DEFAULT))),
-        (false, OWN_PLAIN,        Some(true),  true,  Ok(Some(SPECIFIED))),
-        (false, OWN_ENCRYPTED,    None,        false, Ok(Some(DEFAULT))),
-        (false, OWN_ENCRYPTED,    Some(false), false, Ok(Some(DEFAULT))),
-        (false, OWN_ENCRYPTED,    Some(true),  false, Ok(Some(DEFAULT))),
-        (false, OWN_ENCRYPTED,    Some(true),  true,  Ok(Some(SPECIFIED))),
-        (false, SHARED_PLAIN,     None,        false, Ok(None)),
-        (false, SHARED_PLAIN,     Some(true),  false, Ok(Some(DEFAULT))),
-        (false, SHARED_ENCRYPTED, None,        false, Ok(Some(DEFAULT))),
-        (false, SHARED_ENCRYPTED, Some(true),  true,  Ok(Some(SPECIFIED))),
-        (true,  OWN_PLAIN,        None,        false, Ok(Some(DEFAULT))),
-        (true,  OWN_PLAIN,        Some(false), false, Ok(Some(DEFAULT))),
-        (true,  OWN_PLAIN,        Some(true),  true,  Ok(Some(SPECIFIED))),
-        (true,  OWN_ENCRYPTED,    None,        false, Ok(Some(DEFAULT))),
-        (true,  OWN_ENCRYPTED,    Some(true),  true,  Ok(Some(SPECIFIED))),
-        (true,  SHARED_PLAIN,     None,        false, Ok(Some(DEFAULT))),
-        (true,  SHARED_ENCRYPTED, None,        false, Ok(Some(DEFAULT))),
-        (true,  SHARED_ENCRYPTED, Some(true),  true,  Ok(Some(SPECIFIED))),
-        (false, OWN_PLAIN,        None,        true,  Err(OutcomeError::KeyWithoutEncrypted)),
-        (true,  OWN_ENCRYPTED,    Some(false), true,  Err(OutcomeError::KeyWithEncryptionOff)),
-    ];
-
-    #[test]
-    fn r59_r60_every_copy_has_its_outcome() {
-        for (by_default, source, encrypted, with_key, expected) in COPIES {
-            let request = EncryptionRequest { encrypted, kms_key_id: with_key.then_some(SPECIFIED) };
-            let found = copy_outcome(request, EncryptionDefaults { by_default, key: DEFAULT }, source);
-            let key = found.map(|outcome| match outcome {
-                Outcome::Unencrypted => None,
-                Outcome::Encrypted { key } => Some(key),
-            });
-            assert_eq!(key, expected, "{by_default} {source:?} {encrypted:?} {with_key}");
+        (Source::Snapshot { key: Some(key), .. }, None, None) => Ok(Outcome::Encrypted { key }),
+        (Source::Snapshot { key: None, .. }, None, None) if defaults.by_default => {
+            Err(OutcomeError::ParentUnencrypted)
         }
-    }
-
-    #[test]
-    fn r49_nothing_that_comes_from_an_encrypted_snapshot_is_unencrypted() {
-        for encrypted in [None, Some(false), Some(true)] {
-            for (kms_key_id, by_default, source) in [None, Some(SPECIFIED)]
-                .into_iter()
-                .flat_map(|key| [false, true].map(|by_default| (key, by_default)))
-                .flat_map(|(key, by_default)| {
-                    [OWN_ENCRYPTED, SHARED_ENCRYPTED].map(|source| (key, by_default, source))
-                })
-            {
-                let request = EncryptionRequest { encrypted, kms_key_id };
-                let defaults = EncryptionDefaults { by_default, key: DEFAULT };
-                assert_ne!(outcome(request, defaults, source), Ok(Outcome::Unencrypted));
-                assert_ne!(copy_outcome(request, defaults, source), Ok(Outcome::Unencrypted));
-            }
-        }
-    }
-
-    #[test]
-    fn r39_encrypted_false_is_encrypted_under_the_default_key_when_encryption_by_default_is_on() {
-        for source in [EMPTY, OWN_PLAIN, SHARED_PLAIN] {
-            assert_eq!(ask(Some(false), None, true, source), Ok(Outcome::Encrypted { key: DEFAULT }));
-            assert_eq!(ask(Some(false), None, false, source), Ok(Outcome::Unencrypted));
-        }
-    }
-
-    #[test]
-    fn r49_encrypted_false_is_refused_for_an_encrypted_source() {
-        for (source, by_default) in [
-            (OWN_ENCRYPTED, false),
-            (OWN_ENCRYPTED, true),
-            (SHARED_ENCRYPTED, false),
-            (SHARED_ENCRYPTED, true),
-        ] {
-            assert_eq!(ask(Some(false), None, by_default, source), Err(OutcomeError::SourceStaysEncrypted));
-        }
-    }
-
-    #[test]
-    fn a_key_with_encryption_switched_off_is_refused() {
-        for source in [EMPTY, OWN_PLAIN, OWN_ENCRYPTED, SHARED_PLAIN, SHARED_ENCRYPTED] {
-            for by_default in [false, true] {
-                assert_eq!(
-                    ask(Some(false), Some(SPECIFIED), by_default, source),
-                    Err(OutcomeError::KeyWithEncryptionOff)
-                );
-            }
+        (Source::Empty, Some(false), Some(_)) => Err(OutcomeError::FalseWithKey),
+        (Source::Empty, Some(false), None) if defaults.by_default => Err(OutcomeError::CannotOptOut),
+        (Source::Empty, _, Some(key)) => Ok(Outcome::Encrypted { key }),
+        (Source::Empty, Some(true), None) => Ok(Outcome::Encrypted { key: defaults.key }),
+        (Source::Empty, None, None) if defaults.by_default => Ok(Outcome::Encrypted { key: defaults.key }),
+        (Source::Empty, Some(false) | None, None) | (Source::Snapshot { key: None, .. }, None, None) => {
+            Ok(Outcome::Unencrypted)
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
