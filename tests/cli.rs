@@ -158,6 +158,7 @@ fn a_volumes_document_has_the_names_of_ec2() {
         "Encrypted",
         "KeyMaterialId",
         "KmsKeyId",
+        "OwnerId",
         "Size",
         "SizeBytes",
         "SnapshotId",
