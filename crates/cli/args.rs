@@ -13,6 +13,7 @@ use crate::providers::KmsCommand;
 use crate::repository_args::RepositoryArgs;
 use crate::settings::SettingsCommand;
 use crate::size::parse_size;
+use crate::snapshot::SnapshotCommand;
 use crate::stats::parse_interval;
 
 /// Encrypted block volumes, the way Amazon EBS encrypts them.
@@ -102,6 +103,9 @@ Examples:
     /// Create, attach, detach, list and delete volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Copy snapshots
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Create and look after the keys that wrap the volumes' data keys
     #[command(subcommand)]
     Key(KeyCommand),

@@ -25,6 +25,7 @@ mod restore;
 mod rewrap;
 mod settings;
 mod size;
+mod snapshot;
 mod stats;
 mod volume;
 
@@ -54,6 +55,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Init(args) => init::run(&args, &Place::find(&cli.global)?, &output),
         Command::Volume(command) => volume::run(command, &Place::find(&cli.global)?, &output),
+        Command::Snapshot(command) => snapshot::run(command, &Place::find(&cli.global)?, &output),
         Command::Key(command) => key::run(command, &Place::find(&cli.global)?, &output),
         Command::Kms(command) => providers::run(command, &Place::find(&cli.global)?, &output),
         Command::Settings(command) => settings::run(command, &Place::find(&cli.global)?, &output),

@@ -84,7 +84,8 @@ fn absolute(location: &str) -> Result<String, Failure> {
     text.map_err(|_| Failure::usage("the repository's path is not text"))
 }
 
-fn parse_option(text: &str) -> Result<(String, String), String> {
+/// Reads one option of a repository.
+pub(crate) fn parse_option(text: &str) -> Result<(String, String), String> {
     let (name, value) =
         text.split_once('=').ok_or("NAME=VALUE, endpoint=https://s3.example.com for example")?;
     Ok((name.to_owned(), value.to_owned()))

@@ -26,6 +26,7 @@ use crate::key_users::KeyUsers;
 use crate::outcome::OutcomeError;
 use crate::restore::RestoreError;
 use crate::runtime::SocketError;
+use crate::snapshot::CopyError;
 use crate::snapshot::ShareError;
 
 /// What kind of trouble it is; decides the exit code.
@@ -136,6 +137,9 @@ pub enum ControlError {
     /// A snapshot is another account's, or cannot be shared so.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// A copy of a snapshot.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
     /// The file or device for the bytes cannot be used.
     #[error(transparent)]
     Backing(#[from] BackingError),
@@ -303,6 +307,7 @@ impl ControlError {
             Self::Backing(error) => error.verdict(),
             Self::Share(error) => error.verdict(),
             Self::Snapshot(error) => snapshot_verdict(error),
+            Self::Copy(error) => error.verdict(),
             Self::Kms(error) => kms_verdict(error.kind),
             Self::KeyState { state: KeyState::PendingDeletion, .. } => ("KMSInvalidStateException", Denied),
             Self::KeyState { .. } => ("DisabledException", Denied),

@@ -141,7 +141,7 @@ impl Drop for HeldGrant<'_> {
 }
 
 /// The machine's name, for the grantee.
-fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     fs::read_to_string("/proc/sys/kernel/hostname")
         .map_or_else(|_| "localhost".to_owned(), |name| name.trim().to_owned())
 }

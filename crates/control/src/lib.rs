@@ -74,7 +74,8 @@ pub use sealblk_snapshot::{Stop, StoreOptions};
 pub use sealblk_volume::{AccountId, MalformedAccountId, SnapshotId, VolumeId, VolumeName};
 pub use settings::Settings;
 pub use snapshot::{
-    CopiedFrom, Group, MisshapenBlock, Permission, Reencryption, RepositoryName, RepositoryPlace, ShareError,
-    ShareWith, SnapshotDescription, SnapshotEncryption, SnapshotMetadata, XtsSnapshot,
+    CopiedFrom, CopiedSnapshot, CopyError, CopyExplanation, CopyRun, CopySnapshot, Group, MisshapenBlock,
+    Permission, Reencryption, RepositoryName, RepositoryPlace, ShareError, ShareWith, SnapshotDescription,
+    SnapshotEncryption, SnapshotMetadata, XtsSnapshot,
 };
 pub use stats::{AttachmentStatistics, KindStatistics, LatencyHistogram, Percentiles};

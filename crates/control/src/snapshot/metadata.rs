@@ -5,6 +5,8 @@ use sealblk_volume::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::place::RepositoryName;
+
 /// What a snapshot is of, whose it is, and how its blocks are encrypted. A field that this version does not know
 /// makes the snapshot unreadable: it may change what the bytes mean.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -78,6 +80,9 @@ pub struct CopiedFrom {
     pub source_region: String,
     /// The source.
     pub snapshot_id: SnapshotId,
+    /// The repository that the source is in; `None`: the copy's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository: Option<RepositoryName>,
 }
 
 impl SnapshotMetadata {

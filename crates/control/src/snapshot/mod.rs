@@ -3,12 +3,14 @@
 //! The repository (`sealblk-snapshot`) knows blocks and nothing of what they mean; [`SnapshotMetadata`] says that, in the part of
 //! a snapshot's record that is its caller's. Where the repository is, is the caller's choice: [`RepositoryPlace`].
 
+mod copy;
 mod describe;
 mod metadata;
 mod place;
 mod reencrypt;
 mod share;
 
+pub use copy::{CopiedSnapshot, CopyError, CopyExplanation, CopyRun, CopySnapshot};
 pub use describe::{Group, Permission, SnapshotDescription};
 pub use metadata::{CopiedFrom, SnapshotEncryption, SnapshotMetadata, XtsSnapshot};
 pub use place::{RepositoryName, RepositoryPlace};

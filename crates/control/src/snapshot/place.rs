@@ -83,6 +83,12 @@ impl RepositoryPlace {
         Ok(Self { location, options, name: Some(name) })
     }
 
+    /// What another pool can find it by, also if it is this pool's own.
+    pub(crate) fn name_for_others(&self) -> RepositoryName {
+        let own = || RepositoryName { location: self.location.to_string(), options: BTreeMap::new() };
+        self.name.clone().unwrap_or_else(own)
+    }
+
     /// Where it is.
     pub fn location(&self) -> &Location {
         &self.location
