@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use serde_json::Value;
-use support::{Attachment, MIB, Pool, Snapshots, data_key, exit, found, noise};
+use support::{Attachment, MIB, Pool, Snapshots, data_key, exit, foreign, found, noise, run};
 
 const BLOCK: usize = 512 << 10;
 
@@ -173,8 +173,10 @@ fn r63_a_volume_under_another_key_is_encrypted_anew_and_needs_that_key_alone() {
     complete(&pool, &second);
     assert!(support::key_store(&pool).list_grants(&old).expect("the grants").is_empty());
     assert!(snapshots.holders(&snapshot).is_empty());
-    let record = fs::read_to_string(pool.volume_dir(&second).join("volume.json")).expect("text");
-    assert!(!record.contains(&old), "{record}");
+    for file in pool.files().into_iter().filter(|file| file.starts_with(pool.volume_dir(&second))) {
+        let bytes = fs::read(&file).expect("a file");
+        assert!(found(&bytes, &[old.clone().into_bytes()]).is_empty(), "{}", file.display());
+    }
 
     let (before, after) =
         (fs::read(pool.data(&first)).expect("data"), fs::read(pool.data(&second)).expect("data"));
@@ -443,4 +445,124 @@ fn a_restored_volume_says_so_while_it_is_attached_and_lets_the_old_key_go() {
     attachment.terminate();
     pool.run(&["key", "disable", &old, "--force"]).ok();
     assert!(content(&pool, &volume, image.len()) == image);
+}
+
+/// The restore helper of a serving process.
+fn helper_of(server: u32) -> Option<u32> {
+    let children = fs::read_to_string(format!("/proc/{server}/task/{server}/children")).ok()?;
+    let mut threads = fs::read_dir(format!("/proc/{server}/task")).ok()?.flatten();
+    let all = threads.by_ref().filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let all: Vec<String> = std::iter::once(children).chain(all).collect();
+    let pids = all.iter().flat_map(|line| line.split_whitespace()).filter_map(|pid| pid.parse().ok());
+    let is_helper = |pid: &u32| {
+        fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.ends_with(b"restore-helper\0"))
+    };
+    pids.into_iter().find(is_helper)
+}
+
+#[test]
+fn a_helper_that_dies_is_started_again() {
+    let pool = Pool::new();
+    let image = image(160);
+    let first = filled(&pool, &["--encrypted"], &image);
+    let snapshots = Snapshots::of(&pool);
+    let snapshot = snapshots.create(&first);
+    let held = snapshots.block_file(&snapshot, 7);
+    let aside = held.with_extension("aside");
+    fs::rename(&held, &aside).expect("moved");
+    let volume = from_snapshot(&pool, &snapshot, &[]);
+    let attachment = pool.attach(&volume, &[]);
+    let mut client = attachment.client();
+    assert!(client.read(0, BLOCK).expect("read") == image[..BLOCK]);
+    for _ in 0..3 {
+        let helper = helper_of(attachment.pid()).expect("a block is missing still");
+        let pid = rustix::process::Pid::from_raw(i32::try_from(helper).expect("a pid")).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
+        // Another helper says that the block cannot be read.
+        client.read(7 * BLOCK as u64, 512).expect_err("not to be had");
+    }
+    fs::rename(&aside, &held).expect("moved back");
+    assert!(client.read(7 * BLOCK as u64, BLOCK).expect("read") == image[7 * BLOCK..][..BLOCK]);
+    drop(client);
+    let server = attachment.pid();
+    attachment.kill();
+    assert_eq!(helper_of(server), None);
+    assert!(content(&pool, &volume, image.len()) == image);
+}
+
+#[test]
+fn a_volume_with_a_backing_of_its_own_is_restored_into_that() {
+    let pool = Pool::new();
+    let image = image(170);
+    let first = filled(&pool, &["--encrypted"], &image);
+    let snapshot = Snapshots::of(&pool).create(&first);
+    let backing = pool.root().join("disk.img");
+    let path = backing.to_str().expect("text");
+    fs::write(&backing, noise(3, 8 << 20)).expect("written");
+    let args = ["volume", "create", "--snapshot-id", &snapshot, "--backing", path];
+    pool.run(&args).failed();
+    assert!(Snapshots::of(&pool).holders(&snapshot).is_empty());
+    let volume = from_snapshot(&pool, &snapshot, &["--backing", path, "--erase", "--no-lazy"]);
+    assert!(fs::read(&backing).expect("read") == fs::read(pool.data(&first)).expect("read"));
+    assert!(content(&pool, &volume, image.len()) == image);
+}
+
+#[test]
+fn r13_a_rewrap_while_it_is_restored_renews_both_keys_and_users_of_either_are_known() {
+    let pool = Pool::new();
+    let (image, old, new) = (image(180), new_key(&pool), new_key(&pool));
+    let first = filled(&pool, &["--encrypted", "--kms-key-id", &old], &image);
+    let snapshot = Snapshots::of(&pool).create(&first);
+    let volume = from_snapshot(&pool, &snapshot, &["--encrypted", "--kms-key-id", &new]);
+    let role = |key: &str| {
+        let users = pool.json(&["key", "users", key]);
+        let users = users["Volumes"].as_array().expect("a list").clone();
+        users.iter().find(|user| user["VolumeId"] == volume.as_str()).map(|user| user["Role"].clone())
+    };
+    assert_eq!((role(&old), role(&new)), (Some("source".into()), Some("primary".into())));
+    assert_eq!(refused(&pool, &["key", "disable", &old], exit::WRONG_STATE), "KeyInUse");
+    let record = || fs::read_to_string(pool.volume_dir(&volume).join("volume.json")).expect("text");
+    let before: Value = serde_json::from_str(&record()).expect("JSON");
+    pool.run(&["volume", "rewrap", &volume]).ok();
+    let after: Value = serde_json::from_str(&record()).expect("JSON");
+    let source = |record: &Value| record["Restoring"]["EncryptAnew"]["WrappedKey"].clone();
+    assert!(source(&before).is_string() && source(&before) != source(&after));
+    assert_ne!(before["Encryption"]["WrappedKey"], after["Encryption"]["WrappedKey"]);
+    assert!(content(&pool, &volume, image.len()) == image);
+    complete(&pool, &volume);
+    assert_eq!((role(&old), role(&new)), (None, Some("primary".into())));
+}
+
+#[test]
+fn waiting_for_all_blocks_can_be_stopped_and_gone_on_with() {
+    let pool = Pool::new();
+    let image = image(190);
+    let first = filled(&pool, &["--encrypted"], &image);
+    let snapshots = Snapshots::of(&pool);
+    let snapshot = snapshots.create(&first);
+    // A repository that hangs: its block is a pipe that nobody writes to.
+    let held = snapshots.block_file(&snapshot, 7);
+    let aside = held.with_extension("aside");
+    fs::rename(&held, &aside).expect("moved");
+    run(foreign("mkfifo").arg(&held)).ok();
+    let mut command = pool.command(&["volume", "create", "--snapshot-id", &snapshot, "--no-lazy"]);
+    let mut child = command.stderr(std::process::Stdio::piped()).spawn().expect("it starts");
+    while fs::read_dir(pool.path().join("volumes")).expect("listed").count() < 3
+        || helper_of(child.id()).is_none()
+    {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("told");
+    let status = support::wait_within(&mut child, std::time::Duration::from_secs(60)).expect("it ends");
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut child.stderr.take().expect("piped"), &mut said).expect("read");
+    assert!(status.code() == Some(exit::FAILED) && said.contains("volume restore"), "{status}: {said}");
+    let holders = snapshots.holders(&snapshot);
+    let [volume] = &holders[..] else { panic!("one volume: {holders:?}") };
+    assert!(said.contains(volume.as_str()), "{said}");
+    fs::remove_file(&held).expect("removed");
+    fs::rename(&aside, &held).expect("moved back");
+    complete(&pool, volume);
+    assert!(content(&pool, volume, image.len()) == image);
 }

@@ -44,6 +44,7 @@ fn rows(users: &KeyUsers) -> String {
         let role = match user.role {
             KeyRole::Primary => "primary",
             KeyRole::Recovery => "recovery",
+            KeyRole::Source => "source",
         };
         let others = if user.has_other_keys { "yes" } else { "no" };
         let material = user.key_material_id.clone().unwrap_or_default();

@@ -2,7 +2,7 @@
 //! disabled or destroyed with the key is known before.
 
 use sealblk_kms::wrapped_under;
-use sealblk_volume::{Encryption, KeyReference, VolumeId};
+use sealblk_volume::{Encryption, KeyReference, SourceKey, VolumeId, WrappedDataKey};
 use serde::Serialize;
 
 use crate::describe::VolumeState;
@@ -17,6 +17,8 @@ pub enum KeyRole {
     Primary,
     /// It is tried when those before it cannot be used.
     Recovery,
+    /// Its snapshot's data key is under it, and until the volume is restored that is needed too.
+    Source,
 }
 
 /// One volume that depends on a key.
@@ -83,17 +85,24 @@ impl Pool {
     fn key_user(&self, id: VolumeId, key: &str) -> Result<Option<KeyUser>, ControlError> {
         let (directory, record) = self.load_any(id)?;
         let Encryption::Aes256Xts(encryption) = &record.encryption else { return Ok(None) };
-        let Some((wrapping, (_, wrapped))) =
-            encryption.wrappings().enumerate().find(|(_, (reference, _))| reference.as_str() == key)
-        else {
-            return Ok(None);
+        let own: Vec<_> = encryption.wrappings().collect();
+        let source: Vec<_> = record.source_key().into_iter().flat_map(SourceKey::wrappings).collect();
+        let under = |wrappings: &[(&KeyReference, &WrappedDataKey)]| {
+            wrappings.iter().position(|(reference, _)| reference.as_str() == key)
         };
+        let (role, wrappings, place) = match (under(&own), under(&source)) {
+            (Some(0), _) => (KeyRole::Primary, &own, 0),
+            (Some(place), _) => (KeyRole::Recovery, &own, place),
+            (None, Some(place)) => (KeyRole::Source, &source, place),
+            (None, None) => return Ok(None),
+        };
+        let wrapped = wrappings.get(place).map(|(_, wrapped)| wrapped.as_bytes());
         Ok(Some(KeyUser {
             volume_id: id,
             state: self.describe_any(&directory, &record)?.state,
-            role: if wrapping == 0 { KeyRole::Primary } else { KeyRole::Recovery },
-            has_other_keys: encryption.wrappings().any(|(reference, _)| reference.as_str() != key),
-            key_material_id: wrapped_under(wrapped.as_bytes()),
+            role,
+            has_other_keys: wrappings.iter().any(|(reference, _)| reference.as_str() != key),
+            key_material_id: wrapped.and_then(wrapped_under),
         }))
     }
 }

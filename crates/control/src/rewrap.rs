@@ -3,7 +3,10 @@
 //! the key service, or in the helper process between two of them.
 
 use sealblk_kms::{EncryptionContext, KmsError, ReEncryptRequest, WrappedKey};
-use sealblk_volume::{Encryption, KeyReference, VolumeId, VolumeRecord, WrappedDataKey, XtsEncryption};
+use sealblk_volume::{
+    Encryption, KeyReference, Restoring, SourceEncryption, VolumeId, VolumeRecord, WrappedDataKey,
+    XtsEncryption,
+};
 
 use crate::create::{storable, usable_key};
 use crate::describe::VolumeDescription;
@@ -21,7 +24,8 @@ pub struct RewrapOutcome {
 
 impl Pool {
     /// Wraps the volume's data key anew: under `key` (id, ARN or alias) instead of its first key, or without `key` under
-    /// the keys that it has, recovery keys too, with their present material.
+    /// the keys that it has, recovery keys too, with their present material; while it is restored under another key than its
+    /// snapshot's, the snapshot's data key likewise.
     ///
     /// With `key`, the first of the volume's keys that can be used opens the data key, so that a recovery key moves a
     /// volume away from a lost one; recovery keys stay as they are. The record is replaced whole: killed at any moment,
@@ -37,11 +41,11 @@ impl Pool {
             let Encryption::Aes256Xts(encryption) = &record.encryption else {
                 return Err(ControlError::NotEncrypted { id });
             };
-            let encryption = match &target {
-                Some(target) => self.moved(id, encryption, target)?,
-                None => self.renewed(id, encryption)?,
+            let (encryption, restoring) = match &target {
+                Some(target) => (self.moved(id, encryption, target)?, record.restoring),
+                None => (self.renewed(id, encryption)?, self.source_renewed(record.restoring)?),
             };
-            Ok(VolumeRecord { encryption: Encryption::Aes256Xts(encryption), ..record })
+            Ok(VolumeRecord { encryption: Encryption::Aes256Xts(encryption), restoring, ..record })
         })?;
         self.describe_volume(id)
     }
@@ -71,7 +75,7 @@ impl Pool {
     ) -> Result<XtsEncryption, ControlError> {
         let mut first_error = None;
         for (key, wrapped) in encryption.wrappings() {
-            match self.re_encrypt(id, key, wrapped, target) {
+            match self.re_encrypt(&id.to_string(), key, wrapped, target) {
                 Ok(wrapped) => {
                     let mut moved = encryption.clone();
                     moved.kms_key_id = target.clone();
@@ -86,8 +90,9 @@ impl Pool {
 
     /// Under the same keys.
     fn renewed(&self, id: VolumeId, encryption: &XtsEncryption) -> Result<XtsEncryption, ControlError> {
-        let renew =
-            |key: &KeyReference, wrapped: &WrappedDataKey| storable(self.re_encrypt(id, key, wrapped, key)?);
+        let renew = |key: &KeyReference, wrapped: &WrappedDataKey| {
+            storable(self.re_encrypt(&id.to_string(), key, wrapped, key)?)
+        };
         let mut renewed = encryption.clone();
         renewed.wrapped_key = renew(&encryption.kms_key_id, &encryption.wrapped_key)?;
         for recovery in &mut renewed.recovery_keys {
@@ -96,14 +101,34 @@ impl Pool {
         Ok(renewed)
     }
 
+    /// The snapshot's data key of a volume that is being restored, under the same keys with their present material.
+    fn source_renewed(
+        &self,
+        mut restoring: Option<Box<Restoring>>,
+    ) -> Result<Option<Box<Restoring>>, ControlError> {
+        let anew = restoring.as_mut().and_then(|restoring| restoring.encrypt_anew.as_mut());
+        if let Some(SourceEncryption::Aes256Xts(source)) = anew {
+            let context_id = source.encryption_context_id.clone();
+            let renew = |key: &KeyReference, wrapped: &WrappedDataKey| {
+                storable(self.re_encrypt(&context_id, key, wrapped, key)?)
+            };
+            source.wrapped_key = renew(&source.kms_key_id, &source.wrapped_key)?;
+            for recovery in &mut source.recovery_keys {
+                recovery.wrapped_key = renew(&recovery.kms_key_id, &recovery.wrapped_key)?;
+            }
+        }
+        Ok(restoring)
+    }
+
+    /// For the same context, which is that of the volume or snapshot `context_id`.
     fn re_encrypt(
         &self,
-        id: VolumeId,
+        context_id: &str,
         from: &KeyReference,
         wrapped: &WrappedDataKey,
         to: &KeyReference,
     ) -> Result<WrappedKey, KmsError> {
-        let context = EncryptionContext::for_resource(&id.to_string());
+        let context = EncryptionContext::for_resource(context_id);
         self.kms.re_encrypt(&ReEncryptRequest {
             wrapped: &WrappedKey(wrapped.as_bytes().to_vec()),
             from_key: from.as_str(),

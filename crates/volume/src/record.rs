@@ -12,7 +12,7 @@ use crate::data_key_id::DataKeyId;
 use crate::id::{SnapshotId, VolumeId};
 use crate::name::VolumeName;
 use crate::open::{Access, EncryptedVolume, PlainVolume};
-use crate::restoring::Restoring;
+use crate::restoring::{Restoring, SourceEncryption, SourceKey};
 use crate::seal::{KeyCheck, Seal, SealError, SealedFields, Sealer};
 use crate::size::VolumeSize;
 use crate::wrapped::{KeyReference, WrappedDataKey};
@@ -217,6 +217,14 @@ impl VolumeRecord {
         sealer.verify(seal, &self.sealed_fields(encryption))?;
         let seal = sealer.seal(&resized.sealed_fields(encryption))?;
         Ok(resized.with_seal(encryption, seal))
+    }
+
+    /// The snapshot's data key, which it takes to bring the blocks that are missing, if that is another than the volume's.
+    pub fn source_key(&self) -> Option<&SourceKey> {
+        match self.restoring.as_ref()?.encrypt_anew.as_ref()? {
+            SourceEncryption::Aes256Xts(source) => Some(source),
+            SourceEncryption::Plain {} => None,
+        }
     }
 
     /// What this record's seal covers, if it is `encryption`'s record.

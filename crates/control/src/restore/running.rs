@@ -2,7 +2,8 @@
 //! killed anywhere the next holder of the volume finishes it.
 //!
 //! (1) The snapshot's cipher is wiped, and the helper ends. (2) The record forgets the snapshot's key. (3) The snapshot is
-//! released. (4) The record says that nothing is being restored. (5) The grant on the snapshot's key is retired.
+//! released. (4) The record says that nothing is being restored; the generation of it that is kept has no
+//! such key either. (5) The grant on the snapshot's key is retired.
 
 use std::collections::HashSet;
 use std::io;
