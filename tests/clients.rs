@@ -6,7 +6,7 @@ mod support;
 use std::path::Path;
 
 use serde_json::Value;
-use support::{Attachment, MIB, Pool, foreign, noise, run};
+use support::{Attachment, MIB, Pool, Snapshots, foreign, noise, run};
 
 /// Runs a test on an encrypted volume and on one that is not, each with `args` for `volume create`.
 fn on_both(args: &[&str], test: impl Fn(&Pool, &str, &Attachment)) {
@@ -334,4 +334,47 @@ fn fio_verifies_checksums_on_four_connections() {
         let again = ["--verify_only=1", "--verify_fatal=1", "--verify=crc32c"];
         run(foreign("fio").current_dir(pool.root()).args(mixed).args(shape).args(again).arg(&uri)).failed();
     });
+}
+
+/// Runs of blocks of 512 KiB as `nbdinfo` shows them: how many, and whether they are the volume's own.
+fn restored_runs(attachment: &Attachment) -> Vec<(u64, u64)> {
+    let mut nbdinfo = foreign("nbdinfo");
+    nbdinfo.args(["--json", "--map=x-sealblk:restored", attachment.uri()]);
+    let told: Value = serde_json::from_str(&run(&mut nbdinfo).ok()).expect("JSON");
+    let number = |extent: &Value, field: &str| extent[field].as_u64().expect("a number");
+    let extents = told.as_array().expect("a list").iter();
+    extents.map(|extent| (number(extent, "length") >> 19, number(extent, "type"))).collect()
+}
+
+#[test]
+fn libnbd_shows_which_blocks_of_a_volume_from_a_snapshot_are_here() {
+    let pool = Pool::new();
+    let first = pool.create(&["--encrypted", "--size", "4MiB"]);
+    let attachment = pool.attach(&first, &[]);
+    for block in [1_u64, 2, 7] {
+        attachment.client().write(block << 19, &noise(block, 512 << 10)).expect("a write");
+    }
+    let nbdinfo = run(foreign("nbdinfo").arg(attachment.uri())).ok();
+    assert!(!nbdinfo.contains("x-sealblk"), "this one came from nowhere: {nbdinfo}");
+    attachment.terminate();
+    let snapshots = Snapshots::of(&pool);
+    let snapshot = snapshots.create(&first);
+    let second = pool.create(&["--snapshot-id", &snapshot]);
+
+    // What is not there is not restored, for as long as that.
+    let files = [1, 2, 7].map(|block| snapshots.block_file(&snapshot, block));
+    let aside = |file: &Path| file.with_extension("aside");
+    files.iter().for_each(|file| std::fs::rename(file, aside(file)).expect("a block's file"));
+    let attachment = pool.attach(&second, &[]);
+    assert_eq!(restored_runs(&attachment), [(1, 1), (2, 0), (4, 1), (1, 0)]);
+    let map = run(foreign("nbdinfo").args(["--map", attachment.uri()])).ok();
+    assert!(map.contains("hole,zero"), "the other context is there too: {map}");
+    attachment.terminate();
+
+    files.iter().for_each(|file| std::fs::rename(aside(file), file).expect("and back"));
+    pool.run(&["volume", "restore", &second]).ok();
+    let attachment = pool.attach(&second, &[]);
+    assert_eq!(restored_runs(&attachment), [(8, 1)]);
+    assert!(attachment.client().read(1 << 19, 512 << 10).expect("a read") == noise(1, 512 << 10));
+    attachment.terminate();
 }

@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use sealblk_block::{BlockDevice, BlockLane, ByteDevice, Caching};
 use sealblk_nbd::{Events, ExportInfo, Limits, Listener, ServeReport, Server, Statistics};
-use sealblk_volume::{VolumeId, VolumeName};
+use sealblk_volume::VolumeId;
 use tokio::sync::watch;
 
 use crate::attachment::{Announcement, AttachmentRecord, AttachmentState, GrantRecord};
 use crate::conversation::{Answer, ControlSocket};
 use crate::endpoints::{BoundEndpoints, Endpoints, UnixEndpoint};
 use crate::error::ControlError;
+use crate::export_info::export_info;
 use crate::grant::{HeldGrant, KeyUse};
 use crate::grow::{Grower, Growing};
 use crate::hold::HeldVolume;
@@ -58,8 +59,8 @@ pub struct Attachment<'p> {
     /// What is left to be restored, and from where.
     restoration: Option<(Restoration, FetchPlan)>,
     announcement: Announcement,
-    /// What clients may call the export besides the id.
-    name: Option<VolumeName>,
+    /// What clients are told of the export.
+    info: ExportInfo,
     held: HeldVolume,
     pool: &'p Pool,
     key_loss: KeyLossPolicy,
@@ -113,7 +114,7 @@ impl Pool {
             holder.uris = endpoints.uris().to_vec();
         })?;
         let limits = request.limits.clone();
-        let name = record.name;
+        let info = export_info(&record, volume.stored());
         let (pool, key_loss, key_events) = (self, request.key_loss, Box::new(|_: &KeyEvent| {}) as KeyEvents);
         Ok(Attachment {
             id,
@@ -124,7 +125,7 @@ impl Pool {
             volume,
             restoration,
             announcement,
-            name,
+            info,
             held,
             pool,
             key_loss,
@@ -177,7 +178,7 @@ impl Attachment<'_> {
         let watch = self.watch_key()?;
         let Self { id, endpoints, mut control, mut metrics, .. } = self;
         let Self { limits, volume, restoration, restore_events, .. } = self;
-        let Self { mut announcement, name, held, pool, .. } = self;
+        let Self { mut announcement, info, held, pool, .. } = self;
         let statistics = Arc::<Statistics>::default();
         let source = StatisticsSource::new(id, Arc::clone(&statistics), volume.cipher_statistics());
         if let Some(metrics) = &mut metrics {
@@ -208,7 +209,7 @@ impl Attachment<'_> {
         };
         let (listeners, socket) =
             endpoints.on_this_runtime().map_err(|source| ControlError::Serve { id, source })?;
-        let front = Front { id, name, listeners, limits, statistics };
+        let front = Front { id, info, listeners, limits, statistics };
         let (restoration, plan) = restoration.unzip();
         let keeping = Keeping::start(id, volume.stored().clone(), plan)?;
         let restoring = restoration
@@ -263,7 +264,7 @@ impl Attachment<'_> {
 /// What clients meet, whatever is behind it.
 struct Front {
     id: VolumeId,
-    name: Option<VolumeName>,
+    info: ExportInfo,
     listeners: Vec<Listener>,
     limits: Limits,
     statistics: Arc<Statistics>,
@@ -277,10 +278,7 @@ impl Front {
         events: &mut impl Events,
         over: impl Future<Output = ()>,
     ) -> Result<ServeReport, ControlError> {
-        let Self { id, name, listeners, limits, statistics } = self;
-        let aliases: Vec<&str> = name.as_ref().map(VolumeName::as_str).into_iter().collect();
-        let info = ExportInfo::new(&id.to_string(), &aliases, "")
-            .expect("a volume's id and name are short texts without NUL");
+        let Self { id, info, listeners, limits, statistics } = self;
         let failed = |source| ControlError::Serve { id, source };
         let device = ByteDevice::new(volume);
         let server = Server::new(device.clone(), info, limits).counting_in(statistics);
@@ -328,7 +326,8 @@ mod tests {
         let io = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         tokio::task::LocalSet::new().block_on(&io, async {
             let limits = Limits::default();
-            let front = Front { id, name: None, listeners: Vec::new(), limits, statistics: Arc::default() };
+            let info = ExportInfo::new("v", &[], "").expect("a name");
+            let front = Front { id, info, listeners: Vec::new(), limits, statistics: Arc::default() };
             front.serve(device, &mut (), std::future::ready(())).await
         })
     }

@@ -1,5 +1,6 @@
 //! The control socket of a serving process: one line of JSON each way. `detach` asks, and is answered when
-//! everything is flushed and wiped, or with why it is not; `stats` asks, and is answered at once; `modify` has the volume grow, and is answered when it has.
+//! everything is flushed and wiped, or with why it is not; `stats` asks, and is answered at once; `modify` has the
+//! volume grow, on a thread of its own, and is answered when it has.
 //!
 //! Request `{"Action":"Detach"}`; answer `{"State":"detached"}` or `{"Error":"…"}`. Request `{"Action":"Stats"}`; answer
 //! [`AttachmentStatistics`]. Request `{"Action":"Grow","SizeBytes":…}`; answer `{"State":"grown"}` or
@@ -9,7 +10,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::{self, JoinHandle, Scope};
 use std::time::Duration;
 
 use sealblk_volume::VolumeSize;
@@ -77,7 +78,8 @@ impl ControlSocket {
         Self { _socket: socket, listener: Arc::new(listener), waiting: Arc::default(), thread: None }
     }
 
-    /// Answers from `statistics`, grows the volume by `growing`, and calls `on_detach` for every request to detach, on a thread of its own.
+    /// Answers from `statistics`, grows the volume by `growing`, and calls `on_detach` for every request to detach, on a
+    /// thread of its own. A growth, which may take minutes, has another: it delays no other answer.
     pub(crate) fn listen(
         &mut self,
         statistics: StatisticsSource,
@@ -87,17 +89,19 @@ impl ControlSocket {
         let listener = Arc::clone(&self.listener);
         let waiting = Arc::clone(&self.waiting);
         let serve = move || {
-            while let Ok((mut client, _)) = listener.accept() {
-                match receive(&mut client) {
-                    Ok(Request::Detach {}) => {
-                        lock(&waiting).push(client);
-                        on_detach();
+            thread::scope(|growths| {
+                while let Ok((mut client, _)) = listener.accept() {
+                    match receive(&mut client) {
+                        Ok(Request::Detach {}) => {
+                            lock(&waiting).push(client);
+                            on_detach();
+                        }
+                        Ok(Request::Stats {}) => tell(&mut client, &statistics.read()),
+                        Ok(Request::Grow { size }) => begin_to_grow(growths, client, &growing, size),
+                        Err(error) => tell(&mut client, &Answer::Error(format!("no request: {error}"))),
                     }
-                    Ok(Request::Stats {}) => tell(&mut client, &statistics.read()),
-                    Ok(Request::Grow { size }) => tell(&mut client, &grow(&growing, size)),
-                    Err(error) => tell(&mut client, &Answer::Error(format!("no request: {error}"))),
                 }
-            }
+            });
         };
         self.thread = Some(thread::Builder::new().name("control".to_owned()).spawn(serve)?);
         Ok(())
@@ -132,6 +136,24 @@ impl Drop for ControlSocket {
 pub(crate) fn ask_to_detach(socket: &Path, timeout: Duration) -> io::Result<Option<Answer>> {
     let line = ask(socket, &Request::Detach {}, LINE_BYTES, timeout)?;
     if line.is_empty() { Ok(None) } else { Ok(Some(serde_json::from_slice(&line)?)) }
+}
+
+/// Grows the volume on a thread of its own, which answers `client`.
+fn begin_to_grow<'scope>(
+    growths: &'scope Scope<'scope, '_>,
+    client: UnixStream,
+    growing: &Growing,
+    size: VolumeSize,
+) {
+    // For the answer if there is no thread; a client that cannot be copied gets none, and sees the end.
+    let other = client.try_clone();
+    let (mut client, growing) = (client, growing.clone());
+    let work = move || tell(&mut client, &grow(&growing, size));
+    if let Err(error) = thread::Builder::new().name("growth".to_owned()).spawn_scoped(growths, work)
+        && let Ok(mut client) = other
+    {
+        tell(&mut client, &Answer::Error(format!("no thread for it: {error}")));
+    }
 }
 
 fn grow(growing: &Growing, size: VolumeSize) -> Answer {
@@ -256,6 +278,24 @@ mod tests {
         assert_eq!(client.join().expect("no panic").expect("an answer"), Some(Answer::detached()));
         let gone = ask_for_statistics(&path, Duration::from_secs(10)).expect("nobody there");
         assert!(matches!(gone, StatsAnswer::Gone));
+    }
+
+    #[test]
+    fn statistics_are_told_at_once_while_the_volume_grows() {
+        let (_dir, path, mut control) = socket();
+        let growing = Growing::default();
+        control.listen(statistics(), growing.clone(), || panic!("nobody asked to detach")).expect("a thread");
+        let busy = growing.busy();
+        let socket = path.clone();
+        let size = VolumeSize::from_bytes(1 << 20).expect("a size");
+        let client = thread::spawn(move || ask_to_grow(&socket, size, Duration::from_secs(60)));
+        let told = ask_for_statistics(&path, Duration::from_secs(10)).expect("an answer");
+        assert!(matches!(told, StatsAnswer::Statistics(_)));
+        assert!(!client.is_finished(), "it has not grown yet");
+        drop(busy);
+        let answer = client.join().expect("no panic").expect("an answer").expect("it is there");
+        assert!(matches!(answer, Err((ErrorClass::State, _))), "no volume: {answer:?}");
+        control.conclude(&Answer::detached());
     }
 
     #[test]

@@ -130,6 +130,9 @@ pub enum ControlError {
         "writes to {id} do not come to an end: its new size is recorded, and seen from the next attachment on, or after the same command again"
     )]
     SlowWrites { id: VolumeId },
+    /// A snapshot knows one size; nothing was changed.
+    #[error("a snapshot of {id} is in progress: the volume can grow when it is done")]
+    SnapshotInProgress { id: VolumeId },
     /// The open volume did not grow; its record says the new size.
     #[error("the volume {id} does not show its new size yet: the same command again completes it")]
     Grow { id: VolumeId, source: GrowError },
@@ -297,7 +300,9 @@ impl ControlError {
                 ("IncorrectState", State)
             }
             Self::KeyInUse { .. } => ("KeyInUse", State),
-            Self::Detaching | Self::SlowWrites { .. } => ("IncorrectState", State),
+            Self::Detaching | Self::SlowWrites { .. } | Self::SnapshotInProgress { .. } => {
+                ("IncorrectState", State)
+            }
             Self::Grow { source: GrowError::SnapshotInProgress, .. } => ("IncorrectState", State),
             Self::GrowFailed { class, .. } => match class {
                 Usage => ("InvalidParameterValue", Usage),

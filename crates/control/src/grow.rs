@@ -1,4 +1,4 @@
-//! Growth of an attached volume, on the thread of the control socket: the serving side of `modify.rs`.
+//! Growth of an attached volume, on a thread beside that of the control socket: the serving side of `modify.rs`.
 //!
 //! In this order, so that killed at any moment the volume has the old size or the new one: (1) the backing gets the room, and
 //! the map's file; (2) what is behind the old end is seen to be zeros; (3) the record says the new size, sealed again; (4) the map
@@ -49,6 +49,12 @@ impl Growing {
         grower.as_ref().ok_or(ControlError::Detaching)?.grow(size)
     }
 
+    /// As if the volume were growing, until what is returned is dropped.
+    #[cfg(test)]
+    pub(crate) fn busy(&self) -> impl Drop + use<'_> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Ends a growth in progress first, and then wipes what seals the record.
     pub(crate) fn end(&self) {
         drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
@@ -64,6 +70,9 @@ impl Grower {
             return Ok(());
         }
         self.require_whole_units(size)?;
+        if self.stored.is_freezing() {
+            return Err(ControlError::SnapshotInProgress { id });
+        }
         let failed = |source: SealError| ControlError::Open { id, source: source.into() };
         self.growth.resized(&record, size).map_err(failed)?;
 

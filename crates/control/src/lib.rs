@@ -20,6 +20,7 @@ mod endpoints;
 mod error;
 mod explain;
 mod export;
+mod export_info;
 mod exposition;
 mod grant;
 mod grow;

@@ -307,6 +307,11 @@ impl<D, S> MappedDevice<D, S> {
         self.store.as_deref()
     }
 
+    /// Whether a snapshot is in progress at the moment, or the volume grows.
+    pub fn is_freezing(&self) -> bool {
+        self.map.freezing.load(Ordering::Acquire)
+    }
+
     /// How many blocks the volume has.
     pub fn blocks(&self) -> u64 {
         self.map.blocks()

@@ -1,0 +1,219 @@
+//! Volumes that grow under the hands of clients and of those who kill: `volume modify --size` through the binary.
+
+mod support;
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::{Attachment, Client, MIB, Pool, foreign, noise, run, wait_within};
+
+const OLD: u64 = 4 * MIB;
+/// So much that the block map needs more room, too.
+const NEW: u64 = 65536 * MIB;
+/// What one write carries.
+const PIECE: u64 = 64 << 10;
+
+/// A point in the course of a growth that can be seen from outside.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    Begun,
+    /// The data file has the new length.
+    Room,
+    /// The block map's file has.
+    MapRoom,
+    /// The record says the new size.
+    Recorded,
+}
+
+/// Whether a growth has come to `moment`.
+fn has_come(pool: &Pool, volume: &str, moment: Moment, map_before: u64) -> bool {
+    let length = |path: &Path| std::fs::metadata(path).map_or(0, |found| found.len());
+    let directory = pool.volume_dir(volume);
+    match moment {
+        Moment::Begun => true,
+        Moment::Room => length(&pool.data(volume)) >= NEW,
+        Moment::MapRoom => length(&directory.join("map")) > map_before,
+        Moment::Recorded => {
+            let record = std::fs::read(directory.join("volume.json")).expect("the record");
+            let record: Value = serde_json::from_slice(&record).expect("whole at every moment");
+            record.to_string().contains(&NEW.to_string())
+        }
+    }
+}
+
+/// Writes and flushes one piece after the other, round and round, until the server is gone; how many were flushed.
+fn write_until_killed(mut client: Client<UnixStream>) -> JoinHandle<u64> {
+    std::thread::spawn(move || {
+        for number in 0.. {
+            let written =
+                client.write(place(number), &noise(number, PIECE as usize)).and_then(|()| client.flush());
+            if written.is_err() {
+                return number;
+            }
+        }
+        unreachable!("the loop ends with the server")
+    })
+}
+
+fn place(number: u64) -> u64 {
+    number * PIECE % OLD
+}
+
+/// Every piece is there in the last state that was flushed, or the one after it.
+#[track_caller]
+fn must_hold(client: &mut Client<UnixStream>, flushed: u64) {
+    let pieces = OLD / PIECE;
+    for number in flushed.saturating_sub(pieces)..flushed {
+        let found = client.read(place(number), PIECE as usize).expect("a read");
+        // The one that was on its way overwrites the oldest, sector by sector.
+        let overwritten = place(number) == place(flushed);
+        let (old, new) = (noise(number, PIECE as usize), noise(flushed, PIECE as usize));
+        let same = found.chunks(512).zip(old.chunks(512).zip(new.chunks(512)));
+        let holds =
+            same.fold(true, |all, (found, (old, new))| all && (found == old || overwritten && found == new));
+        assert!(holds, "piece {number} of {flushed} flushed");
+    }
+}
+
+fn modify(pool: &Pool, volume: &str) -> Child {
+    let mut command = pool.command(&["--quiet", "volume", "modify", volume, "--size", &NEW.to_string()]);
+    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary starts")
+}
+
+#[test]
+fn killed_in_the_middle_of_a_growth_the_volume_has_the_old_size_or_the_new_one_and_all_that_was_flushed() {
+    for encryption in ["--encrypted", "--no-encrypted"] {
+        for moment in [Moment::Begun, Moment::Room, Moment::MapRoom, Moment::Recorded] {
+            let pool = Pool::new();
+            let volume = pool.create(&[encryption, "--size", &OLD.to_string()]);
+            let attachment = pool.attach(&volume, &[]);
+            let map_before = std::fs::metadata(pool.volume_dir(&volume).join("map")).expect("a map").len();
+            let writer = write_until_killed(attachment.client());
+            let mut growth = modify(&pool, &volume);
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while !has_come(&pool, &volume, moment, map_before) {
+                assert!(Instant::now() < deadline, "{moment:?} never came");
+            }
+            attachment.kill();
+            let flushed = writer.join().expect("the writer ends with the server");
+            // It finds nobody at the volume then, and may grow it itself.
+            wait_within(&mut growth, Duration::from_secs(60)).expect("modify ends");
+
+            let attachment = pool.attach(&volume, &[]);
+            let mut client = attachment.client();
+            let size = client.size();
+            assert!(size == OLD || size == NEW, "{encryption} {moment:?}: {size}");
+            must_hold(&mut client, flushed);
+            if size == NEW {
+                grown_part_works(&mut client).expect("the grown part is served");
+            }
+            drop(client);
+            pool.run(&["volume", "modify", &volume, "--size", &NEW.to_string()]).ok();
+            let mut client = attachment.client();
+            assert_eq!(client.size(), NEW);
+            must_hold(&mut client, flushed);
+            grown_part_works(&mut client).expect("the grown part is served");
+            drop(client);
+            attachment.terminate();
+        }
+    }
+}
+
+/// Zeros at both ends of what is new, or what was written there.
+fn grown_part_works(client: &mut Client<UnixStream>) -> io::Result<()> {
+    for at in [OLD, NEW - PIECE] {
+        let found = client.read(at, PIECE as usize)?;
+        assert!(found.iter().all(|&byte| byte == 0) || found == noise(at, PIECE as usize), "at {at}");
+        client.write(at, &noise(at, PIECE as usize))?;
+        assert!(client.read(at, PIECE as usize)? == noise(at, PIECE as usize));
+    }
+    client.flush()
+}
+
+fn shown_size(attachment: &Attachment) -> (String, u64) {
+    let nbdinfo = run(foreign("nbdinfo").args(["--size", attachment.uri()])).ok();
+    let qemu = run(foreign("qemu-img").args(["info", "--output=json", attachment.uri()])).ok();
+    let qemu: Value = serde_json::from_str(&qemu).expect("JSON");
+    (nbdinfo.trim().to_owned(), qemu["virtual-size"].as_u64().expect("a size"))
+}
+
+#[test]
+fn libnbd_and_qemu_see_the_new_size_when_they_connect_again_and_copy_all_of_it() {
+    let pool = Pool::new();
+    let volume = pool.create(&["--encrypted", "--size", "4MiB", "--name", "growing"]);
+    let attachment = pool.attach(&volume, &[]);
+    let mut old = attachment.client();
+    old.write(0, &noise(1, 4 << 20)).expect("a write");
+    assert_eq!(shown_size(&attachment), ((4 << 20).to_string(), 4 << 20));
+    let grown = pool.json(&["volume", "modify", &volume, "--size", "6MiB"]);
+    assert_eq!(grown["SizeBytes"].as_u64(), Some(6 << 20), "{grown}");
+    assert_eq!(shown_size(&attachment), ((6 << 20).to_string(), 6 << 20));
+    attachment.client().write(5 << 20, &noise(2, 1 << 20)).expect("a write to what is new");
+    old.read(5 << 20, 512).expect_err("the connection that was open keeps its size");
+
+    let copy = pool.root().join("copy");
+    let uri = attachment.uri().replace(&volume, "growing");
+    run(foreign("nbdcopy").arg(&uri).arg(&copy)).ok();
+    let expected = [noise(1, 4 << 20), vec![0; 1 << 20], noise(2, 1 << 20)].concat();
+    assert!(std::fs::read(&copy).expect("the copy") == expected);
+    drop(old);
+    attachment.terminate();
+}
+
+#[test]
+fn a_backing_that_cannot_grow_is_named_with_both_sizes_and_nothing_is_changed() {
+    let pool = Pool::new();
+    let socket = pool.root().join("nbdkit.sock");
+    let nbdkit = Nbdkit::start(&socket, &pool.root().join("nbdkit.pid"));
+    let export = format!("nbd+unix:///?socket={}", socket.display());
+    let volume = pool.create(&["--encrypted", "--size", "1MiB", "--backing", &export]);
+    let modify = |size: &str| pool.run(&["volume", "modify", &volume, "--size", size]);
+    for attached in [false, true] {
+        let attachment = attached.then(|| pool.attach(&volume, &[]));
+        let refused = modify("3MiB").refused(support::exit::USAGE);
+        for part in ["nbdkit.sock", "2097152 bytes", "3145728"] {
+            assert!(refused.contains(part), "{refused}");
+        }
+        assert_eq!(pool.describe(&volume)["SizeBytes"].as_u64(), Some(MIB));
+        if let Some(attachment) = attachment {
+            modify("2MiB").ok();
+            let mut client = attachment.client();
+            assert_eq!(client.size(), 2 * MIB);
+            client.write(2 * MIB - 512, &[7; 512]).expect("a write to the end");
+            drop(client);
+            attachment.terminate();
+        }
+    }
+    drop(nbdkit);
+}
+
+/// nbdkit with 2 MiB of memory; killed when dropped.
+struct Nbdkit(Child);
+
+impl Nbdkit {
+    /// It can be reached when this returns: that is when nbdkit writes its pid file.
+    fn start(socket: &Path, pid: &Path) -> Self {
+        let mut nbdkit = Command::new("nbdkit");
+        nbdkit.arg("-f").arg("-U").arg(socket).arg("-P").arg(pid).args(["memory", "2M"]);
+        let mut nbdkit = Self(nbdkit.spawn().expect("nbdkit, which scripts/install-tools installs"));
+        while !std::fs::read_to_string(pid).is_ok_and(|pid| pid.ends_with('\n')) {
+            let ended = nbdkit.0.try_wait().expect("a child can be asked");
+            assert!(ended.is_none(), "nbdkit: {ended:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        nbdkit
+    }
+}
+
+impl Drop for Nbdkit {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
