@@ -8,7 +8,7 @@ use sealblk_nbd::negotiation::{Negotiation, Outcome, TlsMode};
 use sealblk_nbd::session::Dialect;
 
 use super::bytes::{Bytes, Pieces};
-use super::exports::{self, CONTEXTS, DESCRIPTION, NAME, SIZE};
+use super::exports::{self, ALIAS, CONTEXTS, DESCRIPTION, NAME, SIZE};
 use super::model::{Expected, Framing, Model, Tls};
 
 /// Replies to one option are never longer than this: one option's answer must not cost memory.
@@ -181,10 +181,12 @@ impl Walk<'_> {
     fn judge_told(&self, expected: &Expected, told: &[Reply<'_>]) {
         match expected {
             Expected::Listed => {
-                let [server] = told else { panic!("{told:?}") };
-                let mut data = Bytes(server.data);
-                let length = data.word().expect("a length");
-                assert_eq!((server.kind, data.take(length as usize)), (2, Some(NAME.as_bytes())));
+                let names = told.iter().map(|server| {
+                    let mut data = Bytes(server.data);
+                    let length = data.word().expect("a length");
+                    (server.kind, data.take(length as usize))
+                });
+                assert!(names.eq([NAME, ALIAS].map(|name| (2, Some(name.as_bytes())))), "{told:?}");
             }
             Expected::Informed { asked, .. } => self.judge_information(asked, told),
             Expected::Contexts { names, set } => judge_contexts(names, *set, told),

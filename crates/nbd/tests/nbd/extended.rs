@@ -6,9 +6,9 @@ use sealblk_nbd::{ConnectionError, request};
 use sealblk_testkit::nbd_client::{MODERN, RequestHeader, go_data};
 
 use crate::chunks::*;
+use crate::numbers::EXTENDED_HEADERS;
 use crate::support::*;
 
-const EXTENDED_HEADERS: u32 = 11;
 const BASE: &str = "base:allocation";
 const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 

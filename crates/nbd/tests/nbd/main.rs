@@ -14,6 +14,7 @@ mod harness;
 mod lifecycle;
 mod meta_context;
 mod negotiation;
+mod numbers;
 mod running;
 mod server;
 mod shadow;

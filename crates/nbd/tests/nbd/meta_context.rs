@@ -8,13 +8,9 @@ use sealblk_nbd::{Export, MetaContext, StatusExtent, UnusableContext};
 use sealblk_testkit::nbd_client::{MODERN, go_data, option_bytes};
 
 use crate::chunks::*;
+use crate::numbers::{ERR_INVALID, ERR_TOO_BIG, ERR_UNKNOWN, LIST_META_CONTEXT, SET_META_CONTEXT};
 use crate::support::*;
 
-const LIST: u32 = 9;
-const SET: u32 = 10;
-const ERR_INVALID: u32 = (1 << 31) + 3;
-const ERR_UNKNOWN: u32 = (1 << 31) + 6;
-const ERR_TOO_BIG: u32 = (1 << 31) + 9;
 const BASE: &str = "base:allocation";
 /// Memory is allocated in pages of this size.
 const PAGE: u64 = 64 << 10;
@@ -57,13 +53,13 @@ fn assert_error(client: &mut Client, option: u32, data: &[u8], kind: u32) {
 }
 
 fn list(client: &mut Client, asked: &[&str]) -> Vec<String> {
-    let told = contexts(&client.option(LIST, &queries("", asked)).expect("an answer"));
+    let told = contexts(&client.option(LIST_META_CONTEXT, &queries("", asked)).expect("an answer"));
     assert!(told.iter().all(|(id, _)| *id == 0), "ids are zero in a list");
     told.into_iter().map(|(_, name)| name).collect()
 }
 
 fn set(client: &mut Client, asked: &[&str]) -> Vec<(u32, String)> {
-    contexts(&client.option(SET, &queries(NAME, asked)).expect("an answer"))
+    contexts(&client.option(SET_META_CONTEXT, &queries(NAME, asked)).expect("an answer"))
 }
 
 /// Goes on to transmission; says whether BLOCK_STATUS is served there.
@@ -85,7 +81,7 @@ fn a62_malformed_queries_are_invalid_and_counts_are_not_trusted() {
     let nul = queries("", &["base:\0"]);
     let long = queries("", &[&"x".repeat(4097)]);
     let not_utf8 = counted(1, b"\0\0\0\x01\xff");
-    for option in [LIST, SET] {
+    for option in [LIST_META_CONTEXT, SET_META_CONTEXT] {
         for data in [
             &b""[..],
             b"\0\0\0",
@@ -119,7 +115,7 @@ fn a63_list_tells_what_queries_mean_each_once() {
     for nothing in ["", ":", "base", "base:alloc", "qemu:", "x-test", "x-test:stripes:", "base:allocation "] {
         assert!(list(&mut client, &[nothing]).is_empty(), "{nothing:?}");
     }
-    assert_error(&mut client, LIST, &queries("nobody", &[]), ERR_UNKNOWN);
+    assert_error(&mut client, LIST_META_CONTEXT, &queries("nobody", &[]), ERR_UNKNOWN);
 }
 
 #[test]
@@ -145,7 +141,7 @@ fn a64_set_selects_exact_names_once_with_unique_ids() {
 fn a64_set_needs_chunks() {
     let (mut client, _session) = connect(&memory());
     client.greet(MODERN).expect("a greeting");
-    assert_error(&mut client, SET, &queries("", &[BASE]), ERR_INVALID);
+    assert_error(&mut client, SET_META_CONTEXT, &queries("", &[BASE]), ERR_INVALID);
     // What failed has selected nothing, also for later.
     client.option(8, &[]).expect("an answer");
     assert!(!has_status(client, ""));
@@ -162,7 +158,7 @@ fn a65_a_set_that_fails_leaves_no_context() {
     for (data, error) in failures {
         let (mut client, _session) = negotiating();
         assert_eq!(set(&mut client, &[BASE]).len(), 1);
-        assert_error(&mut client, SET, &data, error);
+        assert_error(&mut client, SET_META_CONTEXT, &data, error);
         assert!(!has_status(client, ""), "after error {error:#x}");
     }
     let (mut client, _session) = negotiating();
@@ -176,7 +172,7 @@ fn a66_contexts_belong_to_the_export_whatever_name_means_it() {
     for chosen in ["", NAME, ALIAS] {
         for used in ["", NAME, ALIAS] {
             let (mut client, _session) = negotiating();
-            client.option(SET, &queries(chosen, &[BASE])).expect("an answer");
+            client.option(SET_META_CONTEXT, &queries(chosen, &[BASE])).expect("an answer");
             assert!(has_status(client, used), "{chosen:?} and {used:?}");
         }
     }
@@ -198,7 +194,7 @@ fn a67_many_queries_are_served_as_far_as_an_option_may_be_long() {
     let export = Export::new(info(), sealblk_block::BlockDevice::geometry(&MemoryDevice::new(8)));
     let mut negotiation = Negotiation::new(&export, TlsMode::Off);
     negotiation.feed(&MODERN.to_be_bytes()).expect("flags");
-    negotiation.feed(&option_bytes(LIST, &queries("", &many))).expect("no violation");
+    negotiation.feed(&option_bytes(LIST_META_CONTEXT, &queries("", &many))).expect("no violation");
     assert!(negotiation.replies().len() < 1000, "replies are as many as contexts, not as queries");
 }
 

@@ -9,25 +9,11 @@ use sealblk_nbd::negotiation::{MAX_OPTION_BYTES, Negotiation, Outcome, TlsMode, 
 use sealblk_nbd::{ConnectionError, Ended, Export};
 use sealblk_testkit::nbd_client::{MODERN, OptionReply, RequestHeader, go_data, option_bytes};
 
+use crate::numbers::{
+    ABORT, ACK, ERR_INVALID, ERR_POLICY, ERR_SHUTDOWN, ERR_TLS_REQD, ERR_TOO_BIG, ERR_UNKNOWN, ERR_UNSUP,
+    EXPORT_NAME, GO, INFO, LIST, REP_INFO, SERVER, STARTTLS,
+};
 use crate::support::{ALIAS, Client, DESCRIPTION, NAME, SIZE, Session, connect, info, memory};
-
-const EXPORT_NAME: u32 = 1;
-const ABORT: u32 = 2;
-const LIST: u32 = 3;
-const STARTTLS: u32 = 5;
-const INFO: u32 = 6;
-const GO: u32 = 7;
-
-const ACK: u32 = 1;
-const SERVER: u32 = 2;
-const REP_INFO: u32 = 3;
-const ERR_UNSUP: u32 = (1 << 31) + 1;
-const ERR_POLICY: u32 = (1 << 31) + 2;
-const ERR_INVALID: u32 = (1 << 31) + 3;
-const ERR_TLS_REQD: u32 = (1 << 31) + 5;
-const ERR_UNKNOWN: u32 = (1 << 31) + 6;
-const ERR_SHUTDOWN: u32 = (1 << 31) + 7;
-const ERR_TOO_BIG: u32 = (1 << 31) + 9;
 
 fn greeted() -> (Client, Session) {
     let (mut client, session) = connect(&memory());

@@ -8,9 +8,8 @@ use sealblk_testkit::nbd_client::{MODERN, go_data};
 
 use crate::chunks::*;
 use crate::gated::{Gate, GatedDevice};
+use crate::numbers::{EXTENDED_HEADERS, LIST, STRUCTURED_REPLY};
 use crate::support::*;
-
-const STRUCTURED_REPLY: u32 = 8;
 
 /// A session with chunks, with compact or extended headers, and `base:allocation`.
 fn session(extended: bool) -> (ChunkClient, Session) {
@@ -37,12 +36,13 @@ fn a53_structured_replies_are_agreed_on_without_data() {
 
 #[test]
 fn a13_what_was_agreed_on_is_not_agreed_on_twice() {
-    for option in [STRUCTURED_REPLY, 11] {
+    for option in [STRUCTURED_REPLY, EXTENDED_HEADERS] {
         let (mut client, _session) = connect(&memory());
         client.greet(MODERN).expect("a greeting");
         assert_eq!(client.option(option, b"").expect("an answer")[0].kind, 1);
         assert_eq!(client.option(option, b"").expect("an answer")[0].kind, (1 << 31) + 3);
-        assert_eq!(client.option(3, b"").expect("in step").len(), 2);
+        let names_and_ack = 3;
+        assert_eq!(client.option(LIST, b"").expect("in step").len(), names_and_ack);
     }
 }
 

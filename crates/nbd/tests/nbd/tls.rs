@@ -13,19 +13,11 @@ use sealblk_nbd::{Limits, TlsClients, TlsError, TlsServer};
 use sealblk_testkit::nbd_client::{MODERN, NbdClient, RequestHeader, go_data, option_bytes};
 
 use crate::certificates::{Authority, Identity};
+use crate::numbers::{
+    ACK, ERR_INVALID, ERR_TLS_REQD, GO, LIST, REP_META_CONTEXT, SET_META_CONTEXT, STARTTLS, STRUCTURED_REPLY,
+};
 use crate::running::{Running, run_inside};
 use crate::support::{NAME, SIZE};
-
-const LIST: u32 = 3;
-const STARTTLS: u32 = 5;
-const GO: u32 = 7;
-const STRUCTURED_REPLY: u32 = 8;
-const SET_META_CONTEXT: u32 = 10;
-
-const ACK: u32 = 1;
-const REP_META_CONTEXT: u32 = 4;
-const ERR_INVALID: u32 = (1 << 31) + 3;
-const ERR_TLS_REQD: u32 = (1 << 31) + 5;
 
 type Inside = NbdClient<StreamOwned<ClientConnection, TcpStream>>;
 

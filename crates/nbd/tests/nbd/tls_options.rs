@@ -8,24 +8,11 @@ use sealblk_nbd::session::{Agreement, Dialect};
 use sealblk_testkit::nbd_client::{MODERN, go_data, option_bytes};
 
 use crate::chunks::queries;
+use crate::numbers::{
+    ABORT, ACK, ERR_INVALID, ERR_POLICY, ERR_SHUTDOWN, ERR_TLS_REQD, EXPORT_NAME, EXTENDED_HEADERS, GO, INFO,
+    LIST, LIST_META_CONTEXT, SERVER, SET_META_CONTEXT, STARTTLS, STRUCTURED_REPLY,
+};
 use crate::support::{NAME, info};
-
-const EXPORT_NAME: u32 = 1;
-const ABORT: u32 = 2;
-const LIST: u32 = 3;
-const STARTTLS: u32 = 5;
-const INFO: u32 = 6;
-const GO: u32 = 7;
-const STRUCTURED_REPLY: u32 = 8;
-const LIST_META: u32 = 9;
-const SET_META: u32 = 10;
-const EXTENDED_HEADERS: u32 = 11;
-
-const ACK: u32 = 1;
-const ERR_POLICY: u32 = (1 << 31) + 2;
-const ERR_INVALID: u32 = (1 << 31) + 3;
-const ERR_TLS_REQD: u32 = (1 << 31) + 5;
-const ERR_SHUTDOWN: u32 = (1 << 31) + 7;
 
 fn export() -> Export {
     Export::new(info(), MemoryDevice::new(8).geometry())
@@ -117,8 +104,19 @@ fn a40_starttls_carries_no_data() {
 fn a41_before_tls_every_option_but_starttls_and_abort_is_refused_unseen() {
     let export = export();
     let mut negotiation = greeted(&export, TlsMode::Required);
-    let options =
-        [0, LIST, 4, INFO, GO, STRUCTURED_REPLY, LIST_META, SET_META, EXTENDED_HEADERS, 12, u32::MAX];
+    let options = [
+        0,
+        LIST,
+        4,
+        INFO,
+        GO,
+        STRUCTURED_REPLY,
+        LIST_META_CONTEXT,
+        SET_META_CONTEXT,
+        EXTENDED_HEADERS,
+        12,
+        u32::MAX,
+    ];
     for refused in options {
         for data in [&b""[..], b"\xff\xff\xff\xff", &go_data(b"", &[1, 2, 3]), &vec![0x49; 1 << 20]] {
             assert_eq!(option(&mut negotiation, refused, data), (vec![ERR_TLS_REQD], None), "{refused}");
@@ -166,7 +164,7 @@ fn a43_inside_tls_starttls_is_invalid_and_tls_is_not_demanded() {
     for _ in 0..2 {
         assert_eq!(option(&mut negotiation, STARTTLS, b""), (vec![ERR_INVALID], None));
     }
-    assert_eq!(option(&mut negotiation, LIST, b"").0, [2, ACK]);
+    assert_eq!(option(&mut negotiation, LIST, b"").0, [SERVER, SERVER, ACK]);
     let go = option(&mut negotiation, GO, &go_data(b"", &[]));
     assert_eq!((go.0.last(), go.1), (Some(&ACK), Some(Outcome::Transmission)));
 }
@@ -177,12 +175,12 @@ fn a44_cve_2021_3716_nothing_agreed_on_outside_tls_counts_inside() {
     let export = export();
     let mut negotiation = greeted(&export, TlsMode::Required);
     option(&mut negotiation, STRUCTURED_REPLY, b"");
-    option(&mut negotiation, SET_META, &queries("", &["base:allocation"]));
+    option(&mut negotiation, SET_META_CONTEXT, &queries("", &["base:allocation"]));
     start_tls(&mut negotiation);
     assert_eq!(negotiation.agreement(), Agreement::default());
     // Should it ever be agreed on, it is forgotten: the option is not refused as repeated.
     option(&mut negotiation, STRUCTURED_REPLY, b"");
-    option(&mut negotiation, SET_META, &queries("", &["base:allocation"]));
+    option(&mut negotiation, SET_META_CONTEXT, &queries("", &["base:allocation"]));
     assert_eq!(negotiation.agreement().dialect, Dialect::Structured);
     assert!(!negotiation.agreement().contexts.is_empty());
     negotiation.tls_established();

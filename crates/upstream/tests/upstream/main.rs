@@ -1,8 +1,11 @@
 //! The client against servers: ours, nbdkit, one that crashes, and ones that lie.
 
 mod crash;
+mod fake;
 mod foreign;
-mod hostile;
+mod negotiation;
+mod recorded;
+mod replies;
 mod rig;
 mod shadow;
 mod tls;
