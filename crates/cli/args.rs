@@ -8,6 +8,7 @@ use sealblk_control::MetricsAddress;
 use sealblk_volume::{InvalidName, VolumeName};
 
 use crate::endpoint_args::{EndpointArgs, LimitArgs};
+use crate::image::{ExportArgs, ImportArgs};
 use crate::key::KeyCommand;
 use crate::providers::KmsCommand;
 use crate::repository_args::RepositoryArgs;
@@ -254,6 +255,22 @@ An attached volume brings it by itself. Stopped with Ctrl-C or killed, it can be
         #[arg(value_name = "VOL")]
         volume: String,
     },
+    /// Make a volume with the content of a disk image, encrypted on the way, and print its id
+    #[command(after_help = "\
+Examples:
+  VOL=$(sealblk volume import disk.qcow2 --encrypted)
+  sealblk volume import disk.img --encrypted --kms-key-id alias/backup --size 100GiB
+  sealblk volume import guest.disk --format raw --encrypted
+
+Formats other than raw are read by qemu-img (package qemu-utils).")]
+    Import(ImportArgs),
+    /// Write a disk image of a detached volume: in plaintext, also if the volume is encrypted
+    #[command(after_help = "\
+Examples:
+  sealblk volume export vol-0123456789abcdef0 disk.img
+  sealblk volume export vol-0123456789abcdef0 disk.qcow2 --format qcow2
+  sealblk volume export vol-0123456789abcdef0 - | zstd > disk.img.zst")]
+    Export(ExportArgs),
     /// Write encrypted zeros into every hole of a detached volume's data, so that dm-crypt can open it
     #[command(after_help = "\
 Examples:

@@ -10,6 +10,7 @@ mod audit;
 mod bench;
 mod endpoint_args;
 mod exit;
+mod image;
 mod inherited;
 mod init;
 mod key;

@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::args::{CreateArgs, ModifyArgs, NewName, VolumeCommand};
 use crate::attach;
 use crate::exit::Failure;
+use crate::image;
 use crate::kms;
 use crate::output::{Output, fields, table};
 use crate::place::Place;
@@ -51,6 +52,8 @@ pub(crate) fn run(command: VolumeCommand, place: &Place, output: &Output) -> Res
         VolumeCommand::Stats(args) => stats::run(&directory, &args, output),
         VolumeCommand::Delete { volume } => delete(&pool()?, id(&volume)?, output),
         VolumeCommand::Restore { volume } => restore::run(&pool()?, id(&volume)?, output),
+        VolumeCommand::Import(args) => image::import(&pool()?, place, args, output),
+        VolumeCommand::Export(args) => image::export(&pool()?, place, &args, output),
         VolumeCommand::Materialize { volume } => materialize(&pool()?, id(&volume)?, output),
     }
 }

@@ -6,6 +6,7 @@
 mod attachment;
 mod client;
 mod key;
+mod killing;
 mod memory;
 mod pool;
 mod process;
@@ -15,6 +16,7 @@ pub mod services;
 pub use attachment::Attachment;
 pub use client::Client;
 pub use key::{data_key, data_key_hex, grants, key_store};
+pub use killing::{STEPS, killed_at};
 pub use memory::{in_memory, readable_memory};
 pub use pool::Pool;
 pub use process::{Finished, foreign, require, run, wait_within};

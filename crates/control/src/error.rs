@@ -22,6 +22,7 @@ use sealblk_volume::{
 use serde::{Deserialize, Serialize};
 
 use crate::backing::BackingError;
+use crate::image::ImageError;
 use crate::key_users::KeyUsers;
 use crate::outcome::OutcomeError;
 use crate::restore::RestoreError;
@@ -143,6 +144,9 @@ pub enum ControlError {
     /// A copy of a snapshot.
     #[error(transparent)]
     Copy(#[from] CopyError),
+    /// A disk image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
     /// The file or device for the bytes cannot be used.
     #[error(transparent)]
     Backing(#[from] BackingError),
@@ -313,6 +317,7 @@ impl ControlError {
             Self::Share(error) => error.verdict(),
             Self::Snapshot(error) => snapshot_verdict(error),
             Self::Copy(error) => error.verdict(),
+            Self::Image(error) => error.verdict(),
             Self::Kms(error) => kms_verdict(error.kind),
             Self::KeyState { state: KeyState::PendingDeletion, .. } => ("KMSInvalidStateException", Denied),
             Self::KeyState { .. } => ("DisabledException", Denied),

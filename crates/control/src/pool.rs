@@ -63,7 +63,14 @@ pub struct PoolDirectory {
     path: PathBuf,
     record: PoolRecord,
     account: AccountId,
+    /// The directory of its volumes' directories.
+    volumes: &'static str,
 }
+
+/// Where volumes are.
+const VOLUMES: &str = "volumes";
+/// Where volumes are that are not whole yet because an image is being imported into them.
+const IMPORTING: &str = "importing";
 
 impl PoolDirectory {
     /// Makes the pool in `path`, which must not be one yet: `PoolExists`. `prepare` is called before anybody else can
@@ -79,7 +86,8 @@ impl PoolDirectory {
         if file.exists().map_err(ControlError::from)? {
             return Err(ControlError::PoolExists { path: path.to_owned() }.into());
         }
-        let pool = Self { path: path.to_owned(), account: record.account.clone(), record };
+        let account = record.account.clone();
+        let pool = Self { path: path.to_owned(), account, record, volumes: VOLUMES };
         prepare(&pool)?;
         file.store(&pool.record).map_err(ControlError::from)?;
         Ok(pool)
@@ -97,7 +105,13 @@ impl PoolDirectory {
             }
         }
         let record = file.load()?;
-        Ok(Self { path: path.to_owned(), account: record.account.clone(), record })
+        let account = record.account.clone();
+        Ok(Self { path: path.to_owned(), account, record, volumes: VOLUMES })
+    }
+
+    /// The same pool with other volumes: those into which an image is being imported.
+    pub(crate) fn importing(&self) -> Self {
+        Self { volumes: IMPORTING, ..self.clone() }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -128,8 +142,8 @@ impl PoolDirectory {
         self.path.join("snapshots")
     }
 
-    fn volumes_dir(&self) -> PathBuf {
-        self.path.join("volumes")
+    pub(crate) fn volumes_dir(&self) -> PathBuf {
+        self.path.join(self.volumes)
     }
 
     /// A volume's directory, whether it is there or not.
