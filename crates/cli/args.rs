@@ -104,7 +104,7 @@ Examples:
     /// Create, attach, detach, list and delete volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
-    /// Copy snapshots
+    /// Save volumes as they are at a moment; copy, list, verify and delete what was saved
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
     /// Create and look after the keys that wrap the volumes' data keys

@@ -43,6 +43,12 @@ pub(crate) enum Failure {
         /// How many.
         count: u64,
     },
+    /// Snapshots are not as they were made; what is wrong was told.
+    #[error("snapshots are not as they were made: {count} flaws")]
+    Flaws {
+        /// How many.
+        count: usize,
+    },
     /// The audit log has no such record.
     #[error("the audit log has no record {0}")]
     NoSuchRecord(String),
@@ -96,6 +102,7 @@ impl Failure {
             Self::Usage(_) => "InvalidParameterValue",
             Self::Passphrase(_) => "AccessDeniedException",
             Self::AuditFindings { .. } => "AuditLogNotIntact",
+            Self::Flaws { .. } => "SnapshotDamaged",
             Self::NoSuchRecord(_) => "NotFoundException",
             Self::File { .. } | Self::Output(_) | Self::Helper(_) | Self::Bench(_) => "InternalError",
         }
@@ -108,7 +115,7 @@ impl Failure {
             Self::File { .. } | Self::Output(_) | Self::Helper(_) | Self::Bench(_) => 1,
             Self::Usage(_) => 2,
             Self::Passphrase(_) => 5,
-            Self::AuditFindings { .. } => 1,
+            Self::AuditFindings { .. } | Self::Flaws { .. } => 1,
             Self::NoSuchRecord(_) => 3,
             Self::Control(error) => match error.class() {
                 ErrorClass::Failed => 1,

@@ -223,11 +223,11 @@ fn describe(volume: &VolumeDescription) -> String {
     fields(&pairs)
 }
 
-fn yes(yes: bool) -> String {
+pub(crate) fn yes(yes: bool) -> String {
     if yes { "yes" } else { "no" }.to_owned()
 }
 
 /// A time in UTC, to the second.
-fn seconds(time: jiff::Timestamp) -> String {
+pub(crate) fn seconds(time: jiff::Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }

@@ -12,6 +12,7 @@ mod pool;
 mod process;
 mod repository;
 pub mod services;
+pub mod snapshots;
 
 pub use attachment::Attachment;
 pub use client::Client;

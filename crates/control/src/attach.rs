@@ -16,6 +16,7 @@ use crate::conversation::{Answer, ControlSocket};
 use crate::endpoints::{BoundEndpoints, Endpoints, UnixEndpoint};
 use crate::error::ControlError;
 use crate::export_info::export_info;
+use crate::freezing::{Freezable, Freezing};
 use crate::grant::{HeldGrant, KeyUse};
 use crate::grow::{Grower, Growing};
 use crate::hold::HeldVolume;
@@ -192,7 +193,12 @@ impl Attachment<'_> {
             stored: volume.stored().clone(),
             growth: volume.growth(),
         });
-        let listening = control.listen(source, growing.clone(), move || {
+        let freezing = Freezing::new(Freezable {
+            id,
+            directory: held.directory.clone(),
+            stored: volume.stored().clone(),
+        });
+        let listening = control.listen(source, growing.clone(), freezing.clone(), move || {
             stop.send_replace(true);
         });
         listening.map_err(|source| ControlError::Start { what: "the control socket", source })?;
@@ -220,6 +226,7 @@ impl Attachment<'_> {
             OpenVolume::Encrypted(volume, grant, _) => (front.serve(volume, events, over).await, Some(grant)),
         };
         growing.end();
+        freezing.end();
         // The volume, and with it every key, is gone from here on.
         drop((socket, metrics));
         let report = match report {

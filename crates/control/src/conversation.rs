@@ -4,7 +4,8 @@
 //!
 //! Request `{"Action":"Detach"}`; answer `{"State":"detached"}` or `{"Error":"…"}`. Request `{"Action":"Stats"}`; answer
 //! [`AttachmentStatistics`]. Request `{"Action":"Grow","SizeBytes":…}`; answer `{"State":"grown"}` or
-//! `{"Refused":{"Class":…,"Message":…}}`. Who may connect is decided by the socket's mode (0600).
+//! `{"Refused":{"Class":…,"Message":…}}`. Request `{"Action":"Freeze","SnapshotId":…,"Onto":[…]}`; answer `{"Frozen":{"Base":…}}`, and from
+//! there on the connection is a block stream; or `{"InProgress":{}}` or `{"Error":"…"}`. Who may connect is decided by the socket's mode (0600).
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -17,12 +18,15 @@ use sealblk_volume::VolumeSize;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ErrorClass;
+use crate::freezing::{FreezeAnswer, FreezeRequest, Freezing};
 use crate::grow::Growing;
 use crate::runtime::BoundSocket;
 use crate::stats::{AttachmentStatistics, StatisticsSource};
 
 /// No request is longer, nor an answer to one that changes something.
 const LINE_BYTES: u64 = 4096;
+/// No answer to a request to freeze is longer.
+const ANSWER_BYTES: usize = 4096;
 /// No statistics are longer: six histograms of 418 buckets at most.
 const STATISTICS_BYTES: u64 = 256 << 10;
 /// How long a client may take to say what it wants.
@@ -37,6 +41,7 @@ enum Request {
         #[serde(rename = "SizeBytes")]
         size: VolumeSize,
     },
+    Freeze(FreezeRequest),
 }
 
 /// How it went.
@@ -78,12 +83,13 @@ impl ControlSocket {
         Self { _socket: socket, listener: Arc::new(listener), waiting: Arc::default(), thread: None }
     }
 
-    /// Answers from `statistics`, grows the volume by `growing`, and calls `on_detach` for every request to detach, on a
-    /// thread of its own. A growth, which may take minutes, has another: it delays no other answer.
+    /// Answers from `statistics`, grows the volume by `growing`, has it frozen by `freezing`, and calls `on_detach` for every
+    /// request to detach, on a thread of its own. A growth, which may take minutes, has another: it delays no other answer.
     pub(crate) fn listen(
         &mut self,
         statistics: StatisticsSource,
         growing: Growing,
+        freezing: Freezing,
         on_detach: impl Fn() + Send + 'static,
     ) -> io::Result<()> {
         let listener = Arc::clone(&self.listener);
@@ -98,6 +104,7 @@ impl ControlSocket {
                         }
                         Ok(Request::Stats {}) => tell(&mut client, &statistics.read()),
                         Ok(Request::Grow { size }) => begin_to_grow(growths, client, &growing, size),
+                        Ok(Request::Freeze(request)) => freezing.begin(client, request),
                         Err(error) => tell(&mut client, &Answer::Error(format!("no request: {error}"))),
                     }
                 }
@@ -208,15 +215,42 @@ pub(crate) fn ask_for_statistics(socket: &Path, timeout: Duration) -> io::Result
     Ok(StatsAnswer::Statistics(serde_json::from_slice(&line)?))
 }
 
+/// Asks the process behind `socket` to freeze its volume, and waits for its answer, at most `timeout`; the connection is a
+/// block stream then, if it did. `None`: it went away without an answer.
+pub(crate) fn ask_to_freeze(
+    socket: &Path,
+    request: FreezeRequest,
+    timeout: Duration,
+) -> io::Result<Option<(FreezeAnswer, UnixStream)>> {
+    let mut stream = UnixStream::connect(socket)?;
+    send(&mut stream, &Request::Freeze(request), timeout)?;
+    // By the byte: what follows the line is not this function's.
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while !line.ends_with(b"\n") && line.len() < ANSWER_BYTES {
+        if stream.read(&mut byte)? == 0 {
+            return Ok(None);
+        }
+        line.extend(byte);
+    }
+    let answer = serde_json::from_slice(&line)?;
+    stream.set_read_timeout(None)?;
+    Ok(Some((answer, stream)))
+}
+
 /// Sends `request`; the line that comes back, empty if the process went away without one.
 fn ask(socket: &Path, request: &Request, most_bytes: u64, timeout: Duration) -> io::Result<Vec<u8>> {
     let mut stream = UnixStream::connect(socket)?;
+    send(&mut stream, request, timeout)?;
+    read_line(&mut stream, most_bytes)
+}
+
+fn send(stream: &mut UnixStream, request: &Request, timeout: Duration) -> io::Result<()> {
     let mut request = serde_json::to_vec(request).map_err(io::Error::from)?;
     request.push(b'\n');
     stream.write_all(&request)?;
     // Zero would mean for ever.
-    stream.set_read_timeout(Some(timeout.max(Duration::from_millis(1))))?;
-    read_line(&mut stream, most_bytes)
+    stream.set_read_timeout(Some(timeout.max(Duration::from_millis(1))))
 }
 
 fn receive(client: &mut UnixStream) -> io::Result<Request> {
@@ -267,7 +301,9 @@ mod tests {
         let (_dir, path, mut control) = socket();
         let (sender, asked) = mpsc::channel();
         control
-            .listen(statistics(), Growing::default(), move || sender.send(()).expect("the test waits"))
+            .listen(statistics(), Growing::default(), Freezing::default(), move || {
+                sender.send(()).expect("the test waits")
+            })
             .expect("a thread");
         let socket = path.clone();
         let client = thread::spawn(move || ask_to_detach(&socket, Duration::from_secs(10)));
@@ -284,7 +320,9 @@ mod tests {
     fn statistics_are_told_at_once_while_the_volume_grows() {
         let (_dir, path, mut control) = socket();
         let growing = Growing::default();
-        control.listen(statistics(), growing.clone(), || panic!("nobody asked to detach")).expect("a thread");
+        control
+            .listen(statistics(), growing.clone(), Freezing::default(), || panic!("nobody asked to detach"))
+            .expect("a thread");
         let busy = growing.busy();
         let socket = path.clone();
         let size = VolumeSize::from_bytes(1 << 20).expect("a size");
@@ -303,7 +341,9 @@ mod tests {
         let (_dir, path, mut control) = socket();
         let (sender, asked) = mpsc::channel();
         control
-            .listen(statistics(), Growing::default(), move || sender.send(()).expect("the test waits"))
+            .listen(statistics(), Growing::default(), Freezing::default(), move || {
+                sender.send(()).expect("the test waits")
+            })
             .expect("a thread");
         let client = thread::spawn(move || ask_to_detach(&path, Duration::from_secs(10)));
         asked.recv().expect("the request arrives");
@@ -316,7 +356,9 @@ mod tests {
     fn what_is_no_request_is_refused_and_detaches_nothing() {
         let (_dir, path, mut control) = socket();
         control
-            .listen(statistics(), Growing::default(), || panic!("nobody asked to detach"))
+            .listen(statistics(), Growing::default(), Freezing::default(), || {
+                panic!("nobody asked to detach")
+            })
             .expect("a thread");
         let mut stream = UnixStream::connect(path).expect("it listens");
         stream.write_all(b"{\"Action\":\"FormatDisk\"}\n").expect("sent");

@@ -27,8 +27,7 @@ use crate::key_users::KeyUsers;
 use crate::outcome::OutcomeError;
 use crate::restore::RestoreError;
 use crate::runtime::SocketError;
-use crate::snapshot::CopyError;
-use crate::snapshot::ShareError;
+use crate::snapshot::{CopyError, ShareError, SnapshotOperationError};
 
 /// What kind of trouble it is; decides the exit code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -113,6 +112,9 @@ pub enum ControlError {
     /// A snapshot, or the repository that holds it.
     #[error(transparent)]
     Snapshot(Box<SnapshotError>),
+    /// An operation on snapshots that is more than the repository's.
+    #[error(transparent)]
+    SnapshotOperation(#[from] SnapshotOperationError),
 
     /// ModifyVolume without a parameter.
     #[error("Must specify at least one of size or name.")]
@@ -318,6 +320,7 @@ impl ControlError {
             Self::Snapshot(error) => snapshot_verdict(error),
             Self::Copy(error) => error.verdict(),
             Self::Image(error) => error.verdict(),
+            Self::SnapshotOperation(error) => error.verdict(),
             Self::Kms(error) => kms_verdict(error.kind),
             Self::KeyState { state: KeyState::PendingDeletion, .. } => ("KMSInvalidStateException", Denied),
             Self::KeyState { .. } => ("DisabledException", Denied),

@@ -9,7 +9,6 @@ mod account;
 mod attach;
 mod attachment;
 mod backing;
-#[allow(dead_code, unused_imports, reason = "snapshot and restore build on it")]
 mod block_stream;
 mod conversation;
 mod create;
@@ -22,6 +21,7 @@ mod explain;
 mod export;
 mod export_info;
 mod exposition;
+mod freezing;
 mod grant;
 mod grow;
 mod hold;
@@ -73,12 +73,13 @@ pub use restore::{
 };
 pub use rewrap::RewrapOutcome;
 pub use runtime::{RuntimeDir, SocketError};
-pub use sealblk_snapshot::{Stop, StoreOptions};
+pub use sealblk_snapshot::{Flaw, Progress, Report, State, Stop, StoreOptions};
 pub use sealblk_volume::{AccountId, MalformedAccountId, SnapshotId, VolumeId, VolumeName};
 pub use settings::Settings;
 pub use snapshot::{
-    CopiedFrom, CopiedSnapshot, CopyError, CopyExplanation, CopyRun, CopySnapshot, Group, MisshapenBlock,
-    Permission, Reencryption, RepositoryName, RepositoryPlace, ShareError, ShareWith, SnapshotDescription,
-    SnapshotEncryption, SnapshotMetadata, XtsSnapshot,
+    CopiedFrom, CopiedSnapshot, CopyError, CopyExplanation, CopyRun, CopySnapshot, CreateSnapshot,
+    DeletedSnapshot, Group, MisshapenBlock, Permission, Reencryption, RepositoryName, RepositoryPlace,
+    ShareError, ShareWith, SnapshotDescription, SnapshotEncryption, SnapshotEvent, SnapshotMetadata,
+    SnapshotOperationError, VerifySnapshots, XtsSnapshot,
 };
 pub use stats::{AttachmentStatistics, KindStatistics, LatencyHistogram, Percentiles};

@@ -46,14 +46,26 @@ pub(crate) async fn serve<S: ServeBlocks>(stream: UnixStream, blocks: S) -> io::
         return Err(malformed("the client's hello is not a client's"));
     }
     let server = Rc::new(Server { blocks, to: Mutex::new(to), count: block_count(size_bytes) });
+    let mut answers = JoinSet::new();
+    let ended = answer_all(&server, &mut from, &mut answers).await;
+    // Nothing of `blocks` is in use any more when this returns.
+    answers.shutdown().await;
+    ended
+}
+
+/// Answers requests, several at once, until the last.
+async fn answer_all<S: ServeBlocks>(
+    server: &Rc<Server<S>>,
+    from: &mut OwnedReadHalf,
+    answers: &mut JoinSet<io::Result<()>>,
+) -> io::Result<Ended> {
     let room = Arc::new(Semaphore::new(usize::try_from(WINDOW).expect("a small number")));
-    let mut answers: JoinSet<io::Result<()>> = JoinSet::new();
     loop {
         // A client that asks for more than it may waits here.
         let permit = Arc::clone(&room).acquire_owned().await.expect("it is never closed");
         let request = tokio::select! {
-            request = next_request(&mut from) => request?,
-            failed = failure(&mut answers) => return Err(failed),
+            request = next_request(from) => request?,
+            failed = failure(answers) => return Err(failed),
         };
         let Some(request) = request else { return Ok(Ended::Left) };
         if request.action == Action::Complete {
@@ -62,7 +74,7 @@ pub(crate) async fn serve<S: ServeBlocks>(stream: UnixStream, blocks: S) -> io::
             }
             return server.complete(request).await;
         }
-        let server = Rc::clone(&server);
+        let server = Rc::clone(server);
         answers.spawn_local(async move {
             let answered = server.answer(request).await;
             drop(permit);

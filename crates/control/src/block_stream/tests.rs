@@ -1,4 +1,4 @@
-//! Tests of the block stream.
+//! Tests of the block stream: what passes, and what either side makes of a peer that is broken or hostile.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

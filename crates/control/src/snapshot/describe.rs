@@ -82,12 +82,12 @@ impl Pool {
         Ok(self.describe(&record, metadata))
     }
 
-    /// The account's own snapshots, in whatever state, by id.
+    /// The account's own snapshots, in whatever state, the oldest first.
     pub fn list_snapshots(&self) -> Result<Vec<SnapshotDescription>, ControlError> {
         self.list(|metadata| self.owns(metadata))
     }
 
-    /// The snapshots of other accounts that this one may use, by id (EC2: `RestorableBy`).
+    /// The snapshots of other accounts that this one may use, the oldest first (EC2: `RestorableBy`).
     pub fn list_shared_snapshots(&self) -> Result<Vec<SnapshotDescription>, ControlError> {
         self.list(|metadata| !self.owns(metadata) && self.may_use(metadata))
     }
@@ -96,8 +96,9 @@ impl Pool {
         &self,
         shown: impl Fn(&SnapshotMetadata) -> bool,
     ) -> Result<Vec<SnapshotDescription>, ControlError> {
-        let records: Vec<SnapshotRecord> =
+        let mut records: Vec<SnapshotRecord> =
             offline::run(async { Ok::<_, ControlError>(self.repository.open().await?.snapshots().await?) })??;
+        records.sort_by_key(|record| (record.start_time, record.snapshot_id));
         let mut listed = Vec::new();
         for record in &records {
             let metadata = record.metadata()?;
@@ -140,7 +141,7 @@ fn describe(record: &SnapshotRecord, metadata: SnapshotMetadata) -> SnapshotDesc
         volume_id: metadata.volume_id,
         volume_size: record.volume_size_bytes.div_ceil(1 << 30),
         volume_size_bytes: record.volume_size_bytes,
-        full_snapshot_size_in_bytes: record.root.map(|root| root.blocks.saturating_mul(BLOCK_BYTES)),
+        full_snapshot_size_in_bytes: full_size_bytes(record),
         encrypted: data_key.is_some(),
         kms_key_id: metadata.kms_key_id().cloned(),
         data_encryption_key_id: data_key,
@@ -148,4 +149,10 @@ fn describe(record: &SnapshotRecord, metadata: SnapshotMetadata) -> SnapshotDesc
         description: metadata.description,
         create_volume_permissions: Vec::new(),
     }
+}
+
+/// Known of a snapshot that is whole; one of nothing but zeros has no index at all.
+fn full_size_bytes(record: &SnapshotRecord) -> Option<u64> {
+    record.completion_time?;
+    Some(record.root.map_or(0, |root| root.blocks.saturating_mul(BLOCK_BYTES)))
 }

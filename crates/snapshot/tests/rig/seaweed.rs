@@ -1,6 +1,8 @@
 //! A real S3 server on loopback: SeaweedFS, from `target/tools/s3` (scripts/python-tools s3), in a directory of its own. It
 //! can be killed and started again on the same ports and data.
 
+#![allow(dead_code, reason = "no test file uses all of it")]
+
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -59,7 +61,7 @@ impl Seaweed {
     }
 
     /// Endpoint and credentials as a command line finds them in its environment.
-    pub(crate) fn options(&self) -> StoreOptions {
+    pub(crate) fn environment(&self) -> [(String, String); 5] {
         let endpoint = format!("http://127.0.0.1:{}", self.ports[6]);
         let environment = [
             ("AWS_ENDPOINT_URL", endpoint.as_str()),
@@ -68,8 +70,12 @@ impl Seaweed {
             ("AWS_ACCESS_KEY_ID", ACCESS),
             ("AWS_SECRET_ACCESS_KEY", SECRET),
         ];
-        let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let mut options = StoreOptions::default().with_environment(environment);
+        environment.map(|(name, value)| (name.to_owned(), value.to_owned()))
+    }
+
+    /// The same for a repository; a store that is gone is an error soon.
+    pub(crate) fn options(&self) -> StoreOptions {
+        let mut options = StoreOptions::default().with_environment(self.environment());
         options.retry_for = Some(Duration::from_secs(2));
         options
     }
@@ -122,10 +128,10 @@ fn free_ports() -> [u16; 8] {
 }
 
 fn weed() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let weed = root.join("target/tools/s3/bin/weed");
-    assert!(weed.exists(), "{} is missing: run scripts/python-tools s3", weed.display());
-    weed
+    // Of this crate, and of the workspace's own tests.
+    let roots = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    let found = roots.map(|root| root.join("target/tools/s3/bin/weed")).find(|weed| weed.exists());
+    found.expect("target/tools/s3/bin/weed is missing: run scripts/python-tools s3")
 }
 
 fn run(directory: &Path, ports: &[u16; 8]) -> Child {

@@ -40,4 +40,4 @@ pub use format::{MapError, MapIdentity};
 pub use grow::GrowError;
 pub use keeper::{Background, BlockFetch, FetchedBlock, NoSource};
 pub use lane::MappedLane;
-pub use snapshot::{FreezeError, FrozenReader, LiveSnapshot};
+pub use snapshot::{FreezeError, FrozenReader, FrozenRun, LiveSnapshot};

@@ -9,7 +9,7 @@ use sealblk_block::{
 };
 
 use super::bits::Bits;
-use super::block::{covered, sectors_of};
+use super::block::{covered, sectors_of, touched};
 use super::device::{MappedDevice, Plan, Shared, block_bytes};
 use super::freeze::Freeze;
 use super::job::Trouble;
@@ -43,6 +43,15 @@ pub struct LiveSnapshot<D, S> {
     /// What was known of changes before, should this come to nothing.
     before: Option<Arc<Bits>>,
     completed: bool,
+}
+
+/// Blocks that are to be looked at, all of one kind.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FrozenRun {
+    /// Which; not empty.
+    pub blocks: std::ops::Range<u64>,
+    /// They were missing at the snapshot's instant: they hold what the snapshot that the volume was made from holds.
+    pub in_origin: bool,
 }
 
 /// One thread's way to the frozen content.
@@ -178,35 +187,66 @@ impl<D: BlockLane, S: BlockLane> FrozenReader<D, S> {
     /// The first block at or after `from` that is to be looked at. With a base: that changed since. Without: that
     /// may hold anything but zeros.
     pub async fn next(&self, from: u64) -> Result<Option<u64>, BlockError> {
-        match &self.needed {
-            Some(needed) => Ok(needed.next_set(from)),
-            None => self.next_data(from).await,
-        }
+        Ok(self.next_run(from, 1).await?.map(|run| run.blocks.start))
     }
 
-    async fn next_data(&self, from: u64) -> Result<Option<u64>, BlockError> {
+    /// The first run of blocks at or after `from` that are to be looked at, as far as that is easily told, and at
+    /// most `most` blocks. An error if the frozen content is lost: then nobody can say any more what held data.
+    pub async fn next_run(&self, from: u64, most: u64) -> Result<Option<FrozenRun>, BlockError> {
+        let run = match &self.needed {
+            Some(needed) => needed.next_set(from).map(|start| {
+                let end = needed.next_clear(start).unwrap_or(needed.len());
+                FrozenRun { blocks: start..end, in_origin: false }
+            }),
+            None => self.next_data(from).await?,
+        };
+        // Looked at last: what a client has cleared was saved before, unless it could not be.
+        if let Some(trouble) = self.freeze.broken() {
+            return Err(trouble.answer(Operation::Read, sectors_of(from..from + 1, self.map.sectors()).start));
+        }
+        Ok(run.map(|FrozenRun { blocks, in_origin }| {
+            let end = blocks.end.min(blocks.start.saturating_add(most.max(1)));
+            FrozenRun { blocks: blocks.start..end, in_origin }
+        }))
+    }
+
+    /// Whether `block` is one that [`FrozenReader::next`] may name, and so one that can be read.
+    pub fn may_name(&self, block: u64) -> bool {
+        block < self.map.blocks() && self.needed.as_ref().is_none_or(|needed| needed.get(block))
+    }
+
+    async fn next_data(&self, from: u64) -> Result<Option<FrozenRun>, BlockError> {
+        let here = |blocks| Ok(Some(FrozenRun { blocks, in_origin: false }));
         let mut known: Vec<Extent> = Vec::with_capacity(1);
         let mut block = from;
         while block < self.map.blocks() {
-            let missing = self.map.restore.as_ref().and_then(|all| all.missing().next_set(block));
-            if missing == Some(block) || self.freeze.is_spooled(block) {
-                return Ok(Some(block));
+            let missing = self.map.restore.as_ref().and_then(|all| {
+                let all = all.missing();
+                let start = all.next_set(block)?;
+                Some(start..all.next_clear(start).unwrap_or(self.map.blocks()))
+            });
+            if let Some(blocks) = missing.clone().filter(|missing| missing.start == block) {
+                return Ok(Some(FrozenRun { blocks, in_origin: true }));
+            }
+            if self.freeze.is_spooled(block) {
+                return here(block..block + 1);
             }
             // As far as nothing is missing, the device tells; what a client has since cleared is in the spool.
-            let range = sectors_of(block..missing.unwrap_or(self.map.blocks()), self.map.sectors());
+            let until = missing.map_or(self.map.blocks(), |missing| missing.start);
+            let range = sectors_of(block..until, self.map.sectors());
             known.clear();
             self.device.extents(range, &mut known).await?;
             let extent = known.first().expect("a device knows something of the first sector");
+            let same = SectorRange { start: range.start, count: extent.count };
             if !extent.allocation.zero {
-                return Ok(Some(block));
+                return here(touched(same));
             }
-            let zeros = SectorRange { start: range.start, count: extent.count };
-            let end = covered(zeros, self.map.sectors()).end;
+            let end = covered(same, self.map.sectors()).end;
             if end == block {
-                return Ok(Some(block)); // Zeros at its beginning only.
+                return here(block..block + 1); // Zeros at its beginning only.
             }
             if let Some(spooled) = self.freeze.next_spooled(block).filter(|&spooled| spooled < end) {
-                return Ok(Some(spooled));
+                return here(spooled..spooled + 1);
             }
             block = end;
         }
