@@ -3,6 +3,7 @@
 pub(crate) mod args;
 mod copy;
 mod interrupt;
+mod share;
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -35,7 +36,10 @@ pub(crate) fn run(command: SnapshotCommand, place: &Place, output: &Output) -> R
         SnapshotCommand::Copy(args) => copy::run(&args, place, output),
         SnapshotCommand::List(args) => {
             let of = args.volume.as_deref().map(volume::id).transpose()?;
-            let mut snapshots = open(&args.repository, place)?.list_snapshots()?;
+            let pool = open(&args.repository, place)?;
+            let listed =
+                if args.shared_with_me { pool.list_shared_snapshots() } else { pool.list_snapshots() };
+            let mut snapshots = listed?;
             snapshots.retain(|snapshot| of.is_none_or(|volume| snapshot.volume_id == volume));
             list(&snapshots, output)
         }
@@ -44,6 +48,8 @@ pub(crate) fn run(command: SnapshotCommand, place: &Place, output: &Output) -> R
             Ok(output.result(&snapshot, || describe(&snapshot))?)
         }
         SnapshotCommand::Delete(args) => delete(&open(&args.repository, place)?, id(&args.snapshot)?, output),
+        SnapshotCommand::Share(args) => share::share(&open(&args.repository, place)?, &args, output),
+        SnapshotCommand::Unshare(args) => share::unshare(&open(&args.repository, place)?, &args, output),
         SnapshotCommand::Verify(args) => verify(&open(&args.repository, place)?, &args, output),
     }
 }
@@ -213,6 +219,9 @@ fn describe(snapshot: &SnapshotDescription) -> String {
     pairs.push(("StartTime", volume::seconds(snapshot.start_time)));
     pairs.extend(snapshot.completion_time.map(|time| ("CompletionTime", volume::seconds(time))));
     pairs.push(("OwnerId", snapshot.owner_id.to_string()));
+    if !snapshot.create_volume_permissions.is_empty() {
+        pairs.push(("SharedWith", share::recipients(snapshot)));
+    }
     if !snapshot.description.is_empty() {
         pairs.push(("Description", one_line(&snapshot.description)));
     }

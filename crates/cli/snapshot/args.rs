@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand};
 
 use super::copy::CopyArgs;
+use super::share::ShareArgs;
 use crate::repository_args::RepositoryArgs;
 
 #[derive(Subcommand)]
@@ -29,11 +30,12 @@ Examples:
 
 Interrupted, the copy is pending: --resume goes on with it, `sealblk snapshot delete` gives it up.")]
     Copy(CopyArgs),
-    /// List the snapshots, in whatever state
+    /// List the account's snapshots, in whatever state
     #[command(after_help = "\
 Examples:
   sealblk snapshot list
   sealblk snapshot list --volume vol-0123456789abcdef0
+  sealblk snapshot list --shared-with-me
   sealblk snapshot list --output json | jq -r '.Snapshots[] | select(.State == \"pending\") | .SnapshotId'")]
     List(ListArgs),
     /// Show everything known about a snapshot
@@ -49,6 +51,21 @@ Examples:
 
 One that a restore or another snapshot in progress needs is closed at once, and gone when that is over.")]
     Delete(OneArgs),
+    /// Let other accounts make volumes and copies of a snapshot; an encrypted one needs their use of its key as well
+    #[command(after_help = "\
+Examples:
+  sealblk snapshot share snap-0123456789abcdef0 --account-id 222222222222
+  sealblk snapshot share snap-0123456789abcdef0 --public
+
+An encrypted snapshot is never public, and one under the managed key alias/aws/ebs is not shared at all: share a copy under a key
+of your own, whose policy lets the other account use it.")]
+    Share(ShareArgs),
+    /// Take that back; what others have made of the snapshot stays theirs
+    #[command(after_help = "\
+Examples:
+  sealblk snapshot unshare snap-0123456789abcdef0 --account-id 222222222222
+  sealblk snapshot unshare snap-0123456789abcdef0 --public")]
+    Unshare(ShareArgs),
     /// See that snapshots are as they were made; exits with 1 and names what is missing or damaged if they are not
     #[command(after_help = "\
 Examples:
@@ -78,6 +95,9 @@ pub(crate) struct ListArgs {
     /// Only those of this volume
     #[arg(long, value_name = "VOL")]
     pub(crate) volume: Option<String>,
+    /// Those of other accounts that this one may use, instead of its own
+    #[arg(long)]
+    pub(crate) shared_with_me: bool,
     #[command(flatten)]
     pub(crate) repository: RepositoryArgs,
 }
