@@ -566,3 +566,54 @@ fn waiting_for_all_blocks_can_be_stopped_and_gone_on_with() {
     complete(&pool, volume);
     assert!(content(&pool, volume, image.len()) == image);
 }
+
+#[test]
+fn r62_r64_a_volume_of_a_copy_has_the_copys_key_and_needs_no_other() {
+    let pool = Pool::new();
+    let (image, old, new) = (image(200), new_key(&pool), new_key(&pool));
+    let plain = filled(&pool, &["--no-encrypted"], &image);
+    let under_old = filled(&pool, &["--encrypted", "--kms-key-id", &old], &image);
+    let snapshots = Snapshots::of(&pool);
+    let copied = |snapshot: &str, args: &[&str]| {
+        let made = pool.json(&[&["snapshot", "copy", snapshot], args].concat());
+        made["SnapshotId"].as_str().unwrap_or_else(|| panic!("no SnapshotId in {made}")).to_owned()
+    };
+    let copies = [
+        copied(&snapshots.create(&plain), &["--encrypted", "--kms-key-id", &new]),
+        copied(&snapshots.create(&under_old), &["--encrypted", "--kms-key-id", &new]),
+    ];
+    pool.run(&["key", "disable", &old, "--force"]).ok();
+    let marker = vec![image[100..164].to_vec()];
+    for copy in copies {
+        let volume = from_snapshot(&pool, &copy, &[]);
+        assert_eq!(pool.describe(&volume)["KmsKeyId"], new.as_str());
+        assert!(content(&pool, &volume, image.len()) == image);
+        complete(&pool, &volume);
+        assert!(found(&fs::read(pool.data(&volume)).expect("data"), &marker).is_empty());
+        assert!(content(&pool, &volume, image.len()) == image);
+    }
+}
+
+#[test]
+fn a_volume_is_deleted_though_its_repository_is_out_of_reach_and_lets_go_later() {
+    let pool = Pool::new();
+    let first = filled(&pool, &["--encrypted"], &image(210));
+    let elsewhere = pool.root().join("elsewhere");
+    let snapshots = Snapshots::at(&pool, elsewhere.clone());
+    let snapshot = snapshots.create(&first);
+    let volume = from_snapshot(&pool, &snapshot, &["--repository", elsewhere.to_str().expect("text")]);
+    let aside = pool.root().join("aside");
+    fs::rename(&elsewhere, &aside).expect("moved");
+    fs::write(&elsewhere, "no directory").expect("written");
+    let error = pool.run(&["volume", "delete", &volume]).failed();
+    assert!(error.contains("is deleted") && error.contains(&snapshot), "{error}");
+    pool.run(&["volume", "describe", &volume]).refused(exit::NOT_FOUND);
+    assert!(!pool.files().iter().any(|file| file.ends_with(format!(".deleted-{volume}/data"))));
+    // Nor does it stand in anybody's way.
+    let other = pool.create(&["--size", "1MiB"]);
+    fs::remove_file(&elsewhere).expect("removed");
+    fs::rename(&aside, &elsewhere).expect("moved back");
+    assert!(snapshots.holders(&snapshot) == [&*volume]);
+    pool.run(&["volume", "delete", &other]).ok();
+    assert!(snapshots.holders(&snapshot).is_empty());
+}

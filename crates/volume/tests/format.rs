@@ -210,3 +210,33 @@ fn a_record_survives_json() {
     // The two kinds are told apart by the cipher's name alone.
     assert!(matches!(rig::encrypted_record(MIB).encryption, Encryption::Aes256Xts(XtsEncryption { .. })));
 }
+
+#[test]
+fn a_record_says_where_missing_blocks_come_from_and_one_without_that_is_read() {
+    let key = rig::key(1);
+    let whole = rig::restored_record(MIB, &key);
+    let mut json = serde_json::to_value(&whole).expect("JSON");
+    assert!(json.get("Restoring").is_none());
+    let arn = "arn:aws:kms:eu-central-1:000000000000:key/1234abcd-12ab-34cd-56ef-1234567890ab";
+    let check = json["Encryption"]["ExpectedKeyCheck"].clone();
+    json["Restoring"] = serde_json::json!({
+        "SnapshotRepository": { "Location": "s3://bucket/prefix", "Options": { "region": "eu-central-1" } },
+        "EncryptAnew": {
+            "Cipher": "aes-256-xts", "KmsKeyId": arn, "WrappedKey": "d3JhcHBlZA==",
+            "EncryptionContextId": "snap-0123456789abcdef0", "Lineage": rig::volume_id(3), "KeyCheck": check,
+        },
+    });
+    let read: VolumeRecord = serde_json::from_value(json.clone()).expect("a record");
+    let source = read.source_key().expect("a source");
+    assert_eq!((source.kms_key_id.as_str(), source.lineage), (arn, rig::volume_id(3)));
+    assert_eq!(serde_json::to_value(&read).expect("JSON"), json);
+    let mut plain = json.clone();
+    plain["Restoring"]["EncryptAnew"] = serde_json::json!({ "Cipher": "none" });
+    let plain: VolumeRecord = serde_json::from_value(plain).expect("a record");
+    assert!(plain.source_key().is_none() && plain.restoring.is_some());
+    for unknown in ["/Restoring", "/Restoring/EncryptAnew", "/Restoring/SnapshotRepository"] {
+        let mut strange = json.clone();
+        strange.pointer_mut(unknown).expect("there")["Whatever"] = true.into();
+        assert!(serde_json::from_value::<VolumeRecord>(strange).is_err(), "{unknown}");
+    }
+}
