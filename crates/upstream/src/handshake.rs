@@ -52,12 +52,12 @@ impl Target {
 
 /// What the greeting told.
 #[derive(Clone, Copy)]
-struct Greeting {
+pub(crate) struct Greeting {
     fixed: bool,
     no_zeroes: bool,
 }
 
-async fn greet(stream: &mut Stream) -> Result<Greeting, UpstreamError> {
+pub(crate) async fn greet(stream: &mut Stream) -> Result<Greeting, UpstreamError> {
     if read_u64(stream).await? != wire::MAGIC {
         return Err(UpstreamError::Malformed("it does not begin with NBDMAGIC"));
     }
@@ -93,7 +93,11 @@ async fn start_tls(stream: &mut Stream) -> Result<(), UpstreamError> {
 }
 
 /// From the greeting, or the beginning of TLS, to transmission.
-async fn choose(stream: &mut Stream, server: Greeting, name: &str) -> Result<Export, UpstreamError> {
+pub(crate) async fn choose(
+    stream: &mut Stream,
+    server: Greeting,
+    name: &str,
+) -> Result<Export, UpstreamError> {
     if !server.fixed {
         return by_export_name(stream, server, name).await;
     }

@@ -24,6 +24,8 @@ mod device;
 mod driver;
 mod error;
 mod export;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod handshake;
 mod job;
 mod journal;
