@@ -5,6 +5,7 @@ mod support;
 
 use std::fs;
 
+use sealblk_snapshot::State;
 use support::{MIB, Pool, STEPS, Snapshots, exit, found, killed_at, noise};
 
 const BLOCK: u64 = 512 * 1024;
@@ -200,4 +201,25 @@ fn r47_a_copy_that_is_killed_at_any_step_goes_on_and_shows_no_plaintext() {
         assert!(step < 150, "it never gets through");
     }
     assert!(resumed > 2, "{resumed} of {step}");
+}
+
+#[test]
+fn a_pending_copy_is_given_up_by_deleting_it() {
+    let scene = Scene::new(&["--encrypted"]);
+    let snapshots = Snapshots::of(&scene.pool);
+    let source = snapshots.create(&scene.volume);
+    let calls = format!("{STEPS},write");
+    let pending = (1..200).find_map(|step| {
+        killed_at(&scene.pool, &calls, step, &["snapshot", "copy", &source, "--encrypted"]);
+        ids(&scene.pool).into_iter().find(|id| snapshots.state(id) == Some(State::Pending))
+    });
+    let pending = pending.expect("one of the kills leaves a pending copy");
+    scene.pool.run(&["snapshot", "delete", &pending]).ok();
+    assert_eq!(snapshots.state(&pending), None);
+    assert!(!snapshots.holders(&source).contains(&pending));
+    scene.pool.run(&["snapshot", "copy", "--resume", &pending]).refused(exit::NOT_FOUND);
+    // Nothing but copies that were killed later than this one, and are complete, stands in the way of another copy.
+    assert!(
+        restored(&scene.pool, &id(&scene.copy(&[&source, "--encrypted"])), scene.image.len()) == scene.image
+    );
 }
