@@ -56,6 +56,11 @@ impl Seaweed {
         self.wait_until_ready();
     }
 
+    /// Where it keeps everything.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     pub(crate) fn location(&self, prefix: &str) -> Location {
         Location::S3 { bucket: BUCKET.to_owned(), prefix: prefix.to_owned() }
     }
