@@ -119,6 +119,19 @@ fn a_key_of_another_account_serves_who_its_policy_lets() {
 }
 
 #[test]
+fn all_accounts_of_a_pool_have_their_snapshots_in_one_place() {
+    let pool = Pool::new();
+    let place = pool.root().join("snapshots").display().to_string();
+    pool.run(&other(&["settings", "repository", "set", &place])).ok();
+    for args in [vec!["settings", "repository", "get"], other(&["settings", "repository", "get"])] {
+        assert_eq!(text(&pool.json(&args), "Location"), place);
+    }
+    pool.run(&["settings", "repository", "reset"]).ok();
+    let own = pool.path().join("snapshots").display().to_string();
+    assert_eq!(text(&pool.json(&other(&["settings", "repository", "get"])), "Location"), own);
+}
+
+#[test]
 fn init_chooses_whose_the_pool_is_and_which_region_it_plays() {
     let pool = Pool::new();
     let made = pool.json(&["--account", "111122223333", "init", "--region", "eu-central-1"]);
