@@ -5,10 +5,12 @@
 //! the rest goes through the ring. A buffered write is tried likewise where the file system knows how
 //! (XFS, btrfs); elsewhere (ext4) see [`FileOptions::inline_writes`]. On **tmpfs** every transfer is a plain
 //! inline call, a copy in memory. Durable writes, syncs and `fallocate` wait for the disk, so they always
-//! go through the ring.
+//! go through the ring. Of **large** buffered transfers that overlap, some are left to a thread of the kernel's, by
+//! way of the ring ([`aside`]).
 //!
 //! Not here: byte granularity ([`crate::ByteDevice`]), and creating files or making them longer.
 
+mod aside;
 mod lane;
 mod zero;
 

@@ -38,7 +38,7 @@ use tokio::sync::Semaphore;
 
 use crate::buffer::Buffer;
 use crate::sync_gate::SyncGate;
-use work::{Progress, Work};
+use work::{Manner, Progress, Work};
 
 /// Where a slot's operation is.
 enum Phase {
@@ -120,7 +120,18 @@ impl Ring {
 
     /// Fills `buffer` from byte `offset` of the file; its first `done` bytes are there already.
     pub(crate) async fn read(&self, offset: u64, buffer: Buffer, done: usize) -> (io::Result<()>, Buffer) {
-        self.transfer(Work::Read { offset, done }, buffer).await
+        self.transfer(Work::Read { offset, done, aside: false }, buffer).await
+    }
+
+    /// As [`read`](Self::read) of all of `buffer`, in a thread of the kernel's: this one is free meanwhile even if
+    /// the kernel would not have to wait for anything.
+    pub(crate) async fn read_aside(&self, offset: u64, buffer: Buffer) -> (io::Result<()>, Buffer) {
+        self.transfer(Work::Read { offset, done: 0, aside: true }, buffer).await
+    }
+
+    /// As [`write`](Self::write) of all of `buffer`, not durable, in a thread of the kernel's.
+    pub(crate) async fn write_aside(&self, offset: u64, buffer: Buffer) -> (io::Result<()>, Buffer) {
+        self.transfer(Work::Write { offset, done: 0, manner: Manner::Aside }, buffer).await
     }
 
     /// Writes `buffer` at byte `offset` of the file; its first `done` bytes are written already.
@@ -131,7 +142,8 @@ impl Ring {
         done: usize,
         durable: bool,
     ) -> (io::Result<()>, Buffer) {
-        self.transfer(Work::Write { offset, done, durable }, buffer).await
+        let manner = if durable { Manner::Durable } else { Manner::Plain };
+        self.transfer(Work::Write { offset, done, manner }, buffer).await
     }
 
     /// `fdatasync`. A failure is latched in the gate even if this future is dropped.

@@ -19,6 +19,9 @@ const PIECES: usize = 128;
 /// the rest of the batch is served, and the buffers are hot when they are used again. With 4 KiB reads 32
 /// deep, 64 KiB gave a tenth more than one send for the whole batch; less gave no more.
 const PROMPT_BYTES: usize = 64 << 10;
+/// The same in replies, for those that carry no data: a client that writes 32 deep goes on while the second half of
+/// its batch is served.
+const PROMPT_REPLIES: usize = 16;
 /// Replies after which no further request is received until some were sent: a client that never reads
 /// costs this many entries, and no more.
 const MOST_REPLIES: usize = 1024;
@@ -105,7 +108,7 @@ impl Outbox {
 
     /// Whether enough is queued to be sent before the next request is looked at.
     pub(crate) fn is_due(&self) -> bool {
-        self.unsent_bytes >= PROMPT_BYTES || self.replies.len() >= PIECES / 2
+        self.unsent_bytes >= PROMPT_BYTES || self.replies.len() >= PROMPT_REPLIES
     }
 
     /// Whether nothing more may be received before something was sent.

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use rustix::fs::SeekFrom;
 use rustix::io::{Errno, ReadWriteFlags};
 
+use super::aside::Aside;
 use super::{Caching, Inner, Kind, known, learn};
 use crate::buffer::Buffer;
 use crate::device::{Allocation, BlockLane, Completion, Durability, Extent, ZeroMode};
@@ -19,6 +20,8 @@ use crate::sync_gate::is_no_space;
 pub struct FileLane {
     pub(super) inner: Arc<Inner>,
     pub(super) ring: Ring,
+    /// Of a device through the page cache.
+    aside: Option<Aside>,
 }
 
 /// What an inline attempt left to do.
@@ -31,7 +34,8 @@ enum Inline {
 
 impl FileLane {
     pub(super) fn new(inner: Arc<Inner>, ring: Ring) -> Self {
-        Self { inner, ring }
+        let aside = (inner.caching == Caching::Buffered).then(Aside::new).flatten();
+        Self { inner, ring, aside }
     }
 
     pub(super) fn check_writable(&self, operation: Operation) -> Result<(), BlockError> {
@@ -162,6 +166,10 @@ pub(super) fn failed(operation: Operation, at: Lba, source: io::Error) -> BlockE
 impl BlockLane for FileLane {
     async fn read(&self, at: Lba, mut buffer: Buffer) -> Completion {
         self.assert_inside(SectorRange::of_bytes(at, buffer.len()));
+        if let Some(_guest) = self.aside.as_ref().and_then(|aside| aside.takes(buffer.len())) {
+            let (outcome, buffer) = self.ring.read_aside(at.byte_offset(), buffer).await;
+            return (outcome.map_err(|source| failed(Operation::Read, at, source)), buffer);
+        }
         let Inline::Rest(done) = self.read_inline(at.byte_offset(), &mut buffer) else {
             return (Ok(()), buffer);
         };
@@ -176,6 +184,10 @@ impl BlockLane for FileLane {
             return (Err(refused), buffer);
         }
         let durable = durability == Durability::Durable;
+        if !durable && let Some(_guest) = self.aside.as_ref().and_then(|aside| aside.takes(buffer.len())) {
+            let (outcome, buffer) = self.ring.write_aside(at.byte_offset(), buffer).await;
+            return (outcome.map_err(|source| failed(OPERATION, at, source)), buffer);
+        }
         let mut done = 0;
         if !durable {
             match self.write_inline(at.byte_offset(), &buffer) {

@@ -21,35 +21,52 @@ const MAX_TRANSFER_BYTES: usize = 1 << 30;
 /// What an operation asks of the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Work {
-    /// Fill the buffer from byte `done` on.
-    Read { offset: u64, done: usize },
+    /// Fill the buffer from byte `done` on; `aside`: in a thread of the kernel's from the start.
+    Read { offset: u64, done: usize, aside: bool },
     /// Write the buffer from byte `done` on.
-    Write { offset: u64, done: usize, durable: bool },
+    Write { offset: u64, done: usize, manner: Manner },
     /// `fdatasync`.
     Sync,
     /// `fallocate` with these mode bits.
     Allocate { offset: u64, len: u64, mode: i32 },
 }
 
+/// How a write is done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Manner {
+    /// As the kernel likes.
+    Plain,
+    /// In a thread of the kernel's from the start.
+    Aside,
+    /// It is durable when it completes.
+    Durable,
+}
+
+/// The flags of an entry that is done here, or aside.
+fn flags(aside: bool) -> squeue::Flags {
+    if aside { squeue::Flags::ASYNC } else { squeue::Flags::empty() }
+}
+
 impl Work {
     /// Whether its failure may be the failure of a sync.
     pub(super) fn syncs(self) -> bool {
-        matches!(self, Self::Sync | Self::Write { durable: true, .. })
+        matches!(self, Self::Sync | Self::Write { manner: Manner::Durable, .. })
     }
 
     /// The submission entry for what is left to do. The kernel will use the buffer's memory.
     pub(super) fn entry(self, buffer: &mut Option<Buffer>) -> squeue::Entry {
         match self {
-            Self::Read { offset, done } => {
+            Self::Read { offset, done, aside } => {
                 let rest = rest_of(buffer, done);
                 let read = opcode::Read::new(FILE, rest.as_mut_ptr(), rest.len() as u32);
-                read.offset(offset + done as u64).build()
+                read.offset(offset + done as u64).build().flags(flags(aside))
             }
-            Self::Write { offset, done, durable } => {
+            Self::Write { offset, done, manner } => {
                 let rest = rest_of(buffer, done);
-                let flags = if durable { RWF_DSYNC } else { 0 };
+                let sync = if manner == Manner::Durable { RWF_DSYNC } else { 0 };
                 let write = opcode::Write::new(FILE, rest.as_ptr(), rest.len() as u32);
-                write.offset(offset + done as u64).rw_flags(flags).build()
+                let entry = write.offset(offset + done as u64).rw_flags(sync).build();
+                entry.flags(flags(manner == Manner::Aside))
             }
             Self::Sync => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
             Self::Allocate { offset, len, mode } => {
@@ -103,7 +120,7 @@ mod tests {
     use super::*;
 
     fn read(done: usize) -> Work {
-        Work::Read { offset: 0, done }
+        Work::Read { offset: 0, done, aside: false }
     }
 
     #[test]
@@ -118,7 +135,7 @@ mod tests {
     fn a_transfer_that_does_not_get_on_is_an_error_and_not_a_loop() {
         for (mut work, kind) in [
             (read(4096), io::ErrorKind::UnexpectedEof),
-            (Work::Write { offset: 0, done: 4096, durable: false }, io::ErrorKind::WriteZero),
+            (Work::Write { offset: 0, done: 4096, manner: Manner::Plain }, io::ErrorKind::WriteZero),
         ] {
             for moved in [0, 4095] {
                 let Progress::Finished(Err(error)) = work.progress(moved, 16384, 4096) else {
