@@ -22,7 +22,7 @@ use crate::stream::Stream;
 
 /// The export's size in the second part.
 const SIZE: u64 = 64 * 512;
-/// What an error of a server may have in it, besides its own words.
+/// How many characters an error has at most, a server's own words (200) among them.
 const LONGEST_ERROR: usize = 600;
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {
@@ -46,7 +46,7 @@ pub fn server_greeting(input: &[u8]) {
         }
         Err(error) => {
             let text = error.to_string();
-            assert!(text.len() < LONGEST_ERROR && !text.chars().any(char::is_control), "{text:?}");
+            assert!(text.chars().count() < LONGEST_ERROR && !text.chars().any(char::is_control), "{text:?}");
         }
     }
 }
