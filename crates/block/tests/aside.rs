@@ -55,8 +55,10 @@ fn large_transfers_that_overlap_bring_what_was_written() {
                 clients.spawn_local(async move {
                     for round in 0..ROUNDS {
                         let (at, byte) = (Lba(place * SECTORS), content(place, round));
-                        let (written, buffer) = lane.write(at, filled(byte), Durability::Volatile).await;
+                        let (written, mut buffer) = lane.write(at, filled(byte), Durability::Volatile).await;
                         written.expect("written");
+                        // A read that brings nothing must not find it here already.
+                        buffer.fill(!byte);
                         let (read, buffer) = lane.read(at, buffer).await;
                         read.expect("read");
                         assert!(buffer.iter().all(|&found| found == byte), "place {place}, round {round}");
