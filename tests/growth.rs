@@ -5,12 +5,12 @@ mod support;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::{Attachment, Client, MIB, Pool, foreign, noise, run, wait_within};
+use support::{Attachment, Client, MIB, Nbdkit, Pool, foreign, noise, run, wait_within};
 
 const OLD: u64 = 4 * MIB;
 /// So much that the block map needs more room, too.
@@ -169,7 +169,7 @@ fn libnbd_and_qemu_see_the_new_size_when_they_connect_again_and_copy_all_of_it()
 fn a_backing_that_cannot_grow_is_named_with_both_sizes_and_nothing_is_changed() {
     let pool = Pool::new();
     let socket = pool.root().join("nbdkit.sock");
-    let nbdkit = Nbdkit::start(&socket, &pool.root().join("nbdkit.pid"));
+    let nbdkit = Nbdkit::start(&socket, &pool.root().join("nbdkit.pid"), &["memory".as_ref(), "2M".as_ref()]);
     let export = format!("nbd+unix:///?socket={}", socket.display());
     let volume = pool.create(&["--encrypted", "--size", "1MiB", "--backing", &export]);
     let modify = |size: &str| pool.run(&["volume", "modify", &volume, "--size", size]);
@@ -190,30 +190,4 @@ fn a_backing_that_cannot_grow_is_named_with_both_sizes_and_nothing_is_changed() 
         }
     }
     drop(nbdkit);
-}
-
-/// nbdkit with 2 MiB of memory; killed when dropped.
-struct Nbdkit(Child);
-
-impl Nbdkit {
-    /// It can be reached when this returns: that is when nbdkit writes its pid file.
-    fn start(socket: &Path, pid: &Path) -> Self {
-        let mut nbdkit = Command::new("nbdkit");
-        nbdkit.arg("-f").arg("-U").arg(socket).arg("-P").arg(pid).args(["memory", "2M"]);
-        let mut nbdkit = Self(nbdkit.spawn().expect("nbdkit, which scripts/install-tools installs"));
-        while !std::fs::read_to_string(pid).is_ok_and(|pid| pid.ends_with('\n')) {
-            let ended = nbdkit.0.try_wait().expect("a child can be asked");
-            assert!(ended.is_none(), "nbdkit: {ended:?}");
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        nbdkit
-    }
-}
-
-impl Drop for Nbdkit {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }

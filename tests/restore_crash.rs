@@ -4,30 +4,9 @@
 mod support;
 
 use std::fs;
-use std::process::Command;
 
 use serde_json::Value;
-use support::{MIB, Pool, Snapshots, found, noise, require, run};
-
-/// What makes a step durable, or is the last before it.
-const STEPS: &str = "fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,linkat";
-
-/// `sealblk` with these arguments, killed at the `step`th call of one of its threads that is in `calls`. Whether it got
-/// through.
-fn killed_at(pool: &Pool, calls: &str, step: usize, args: &[&str]) -> bool {
-    let command = pool.command(args);
-    let mut traced = Command::new(require("strace"));
-    traced.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={calls}")]);
-    traced.args(["-e", &format!("inject={calls}:signal=KILL:when={step}")]);
-    traced.arg(command.get_program()).args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => traced.env(name, value),
-            None => traced.env_remove(name),
-        };
-    }
-    run(&mut traced).status.success()
-}
+use support::{MIB, Pool, STEPS, Snapshots, found, killed_at, noise};
 
 /// A pool with a snapshot of an unencrypted volume of 2 MiB; the content, and a piece of it that is not to be found.
 struct Scene {

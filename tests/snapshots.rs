@@ -49,6 +49,16 @@ fn begin(pool: &Pool, args: &[&str]) -> Child {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts")
 }
 
+/// The first snapshot of a volume while it is made: a block is stored.
+fn begun(pool: &Pool, volume: &str) -> Child {
+    let child = begin(pool, &[volume]);
+    let started = Instant::now();
+    while objects(pool, "blocks").is_empty() {
+        assert!(started.elapsed() < PATIENCE, "it does not begin");
+    }
+    child
+}
+
 /// How it ended: the code, what it printed, and what it said.
 fn end(mut child: Child) -> (Option<i32>, String, String) {
     let status = wait_within(&mut child, PATIENCE).expect("it ends");
@@ -350,11 +360,7 @@ fn detaching_during_a_snapshot_waits_for_nobody_and_the_snapshot_can_be_gone_on_
     let volume = pool.create(&["--size", "256MiB", "--encrypted"]);
     let attachment = pool.attach(&volume, &[]);
     write(&attachment, 0, &noise(1, 160 * BLOCK));
-    let child = begin(&pool, &[&volume]);
-    let started = Instant::now();
-    while objects(&pool, "blocks").is_empty() {
-        assert!(started.elapsed() < PATIENCE, "it does not begin");
-    }
+    let child = begun(&pool, &volume);
     attachment.terminate();
     let (code, _, said) = end(child);
     let listed = pool.json(&["snapshot", "list"]);
@@ -380,11 +386,7 @@ fn an_interrupt_stops_it_and_says_how_to_go_on() {
     let volume = pool.create(&["--size", "256MiB", "--no-encrypted"]);
     let attachment = pool.attach(&volume, &[]);
     write(&attachment, 0, &noise(1, 160 * BLOCK));
-    let child = begin(&pool, &[&volume]);
-    let started = Instant::now();
-    while objects(&pool, "blocks").is_empty() {
-        assert!(started.elapsed() < PATIENCE, "it does not begin");
-    }
+    let child = begun(&pool, &volume);
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it lives");
     let (code, out, said) = end(child);
@@ -453,11 +455,7 @@ fn one_snapshot_of_a_volume_at_a_time() {
     let volume = pool.create(&["--size", "256MiB", "--no-encrypted"]);
     let attachment = pool.attach(&volume, &[]);
     write(&attachment, 0, &noise(1, 160 * BLOCK));
-    let child = begin(&pool, &[&volume]);
-    let started = Instant::now();
-    while objects(&pool, "blocks").is_empty() {
-        assert!(started.elapsed() < PATIENCE, "it does not begin");
-    }
+    let child = begun(&pool, &volume);
     // It is stopped, and so in progress for as long as this looks.
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("it lives");

@@ -3,44 +3,17 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
-use std::time::Duration;
 
-use support::Pool;
+use support::{Nbdkit, Pool};
 
 /// The export's size, a little more than the volume's.
 const IMAGE_BYTES: u64 = 17 << 20;
 
-/// nbdkit over a file; killed when dropped.
-struct Nbdkit(Child);
-
-impl Nbdkit {
-    /// It can be reached when this returns: that is when nbdkit writes its pid file.
-    fn start(directory: &Path) -> Self {
-        let (socket, pid, image) = (directory.join("s"), directory.join("pid"), image(directory));
-        for old in [&socket, &pid] {
-            // The first time there is none.
-            let _ = std::fs::remove_file(old);
-        }
-        let mut nbdkit = Command::new("nbdkit");
-        nbdkit.arg("-f").arg("-U").arg(&socket).arg("-P").arg(&pid).args(["--filter=delay", "file"]);
-        nbdkit.arg(format!("file={}", image.display())).args(["rdelay=1ms", "wdelay=1ms"]);
-        let mut nbdkit = Self(nbdkit.spawn().expect("nbdkit, which scripts/install-tools installs"));
-        while !std::fs::read_to_string(&pid).is_ok_and(|pid| pid.ends_with('\n')) {
-            let ended = nbdkit.0.try_wait().expect("a child can be asked");
-            assert!(ended.is_none(), "nbdkit: {ended:?}");
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        nbdkit
-    }
-}
-
-impl Drop for Nbdkit {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// nbdkit over the image, slow enough to be met at work.
+fn nbdkit_over(directory: &Path) -> Nbdkit {
+    let file = format!("file={}", image(directory).display());
+    let args = ["--filter=delay", "file", &file, "rdelay=1ms", "wdelay=1ms"];
+    Nbdkit::start(&directory.join("s"), &directory.join("pid"), &args.map(AsRef::as_ref))
 }
 
 fn image(directory: &Path) -> PathBuf {
@@ -53,7 +26,7 @@ fn export() -> (tempfile::TempDir, Nbdkit, String) {
     std::fs::File::create(image(directory.path()))
         .and_then(|file| file.set_len(IMAGE_BYTES))
         .expect("a file");
-    let nbdkit = Nbdkit::start(directory.path());
+    let nbdkit = nbdkit_over(directory.path());
     let uri = format!("nbd+unix:///?socket={}", directory.path().join("s").display());
     (directory, nbdkit, uri)
 }
@@ -80,7 +53,7 @@ fn a_volume_on_an_export_outlives_its_server_again_and_again() {
             client.flush().expect("a flush");
         }
         drop(nbdkit);
-        nbdkit = Nbdkit::start(directory.path());
+        nbdkit = nbdkit_over(directory.path());
         let all = (0..=step)
             .all(|step| client.read(u64::from(step) << 20, 64 << 10).expect("a read") == pattern(step));
         assert!(all, "after restart {step}");

@@ -5,7 +5,7 @@ use std::io;
 use sealblk_block::Caching;
 use sealblk_control::{
     AttachVolume, ControlError, KeyEvent, KeyEvents, KeyLossPolicy, KeyUse, MetricsAddress, OnKeyLoss, Pool,
-    PoolDirectory, VolumeId,
+    PoolDirectory, VolumeId, with_causes,
 };
 use sealblk_keymem::harden_process;
 use sealblk_nbd::{ConnectionEvent, Events, Peer, Refusal};
@@ -16,7 +16,7 @@ use crate::endpoint_args::allow_many_files;
 use crate::exit::Failure;
 
 use crate::kms;
-use crate::output::{Output, chain};
+use crate::output::Output;
 use crate::place::Place;
 use crate::restore;
 use crate::volume::id;
@@ -116,19 +116,24 @@ pub(crate) fn refuse_unattended(
 fn tell_of_key(volume: VolumeId, output: Output) -> KeyEvents {
     Box::new(move |event| {
         let text = match event {
-            KeyEvent::Lost(OnKeyLoss::Ignore, error) => format!("the key cannot be used: {}", chain(error)),
+            KeyEvent::Lost(OnKeyLoss::Ignore, error) => {
+                format!("the key cannot be used: {}", with_causes(error))
+            }
             KeyEvent::Lost(OnKeyLoss::Freeze, error) => {
-                format!("the key is lost: wiped, and requests wait until it is back: {}", chain(error))
+                format!("the key is lost: wiped, and requests wait until it is back: {}", with_causes(error))
             }
             KeyEvent::Lost(OnKeyLoss::Fail, error) => {
                 format!(
                     "the key is lost: wiped, and requests fail until the volume is detached: {}",
-                    chain(error)
+                    with_causes(error)
                 )
             }
             KeyEvent::Restored => "the key is back: requests go on".to_owned(),
             KeyEvent::Unknown(error) => {
-                format!("warning: nobody says whether the key may be used, nothing changes: {}", chain(error))
+                format!(
+                    "warning: nobody says whether the key may be used, nothing changes: {}",
+                    with_causes(error)
+                )
             }
             KeyEvent::Known => "the key service answers again: the key may be used".to_owned(),
         };
@@ -204,7 +209,7 @@ impl Events for Notes<'_> {
                 format!("{} turned away: {}", of(peer), reason(refusal))
             }
             ConnectionEvent::Ended(Ok(ended)) => format!("ended ({ended:?})"),
-            ConnectionEvent::Ended(Err(error)) => format!("ended out of order: {}", chain(error)),
+            ConnectionEvent::Ended(Err(error)) => format!("ended out of order: {}", with_causes(error)),
             ConnectionEvent::Panicked(text) => format!("ended by a bug of ours: {text}"),
             ConnectionEvent::Cut => "did not finish in time and was cut".to_owned(),
             ConnectionEvent::AcceptFailed(error) => format!("a client could not be accepted: {error}"),

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::io::{self, IsTerminal, Write};
 
+use sealblk_control::with_causes;
 use serde::Serialize;
 use serde_json::json;
 
@@ -94,25 +95,13 @@ fn line(text: &str) -> io::Result<()> {
 
 /// Writes an error to stderr: with all its causes as one line, or as EC2 shapes an error.
 pub(crate) fn report(mode: OutputMode, code: &str, error: &dyn Error) {
-    let message = chain(error);
+    let message = with_causes(error);
     let text = match mode {
         OutputMode::Text => format!("error: {message}"),
         OutputMode::Json => json!({ "Error": { "Code": code, "Message": message } }).to_string(),
     };
     // Nothing can be done about a stderr that is gone; the exit code still tells.
     let _ = writeln!(io::stderr().lock(), "{text}");
-}
-
-/// An error and its causes, from the outermost in.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// A table with aligned columns, a header line first; numbers are as wide as their column and stand right.
@@ -171,6 +160,6 @@ mod tests {
         #[error("cannot open the pool")]
         struct Outer(#[source] io::Error);
         let error = Outer(io::Error::other("disk on fire"));
-        assert_eq!(chain(&error), "cannot open the pool: disk on fire");
+        assert_eq!(with_causes(&error), "cannot open the pool: disk on fire");
     }
 }

@@ -7,13 +7,13 @@ use std::{env, io, thread};
 
 use sealblk_control::{
     ControlError, Pool, RestoreEvent, RestoreEvents, RestoreProgram, Stop, VolumeDescription, VolumeId,
-    serve_restore_helper,
+    serve_restore_helper, with_causes,
 };
 use sealblk_keymem::harden_process;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::exit::Failure;
-use crate::output::{Output, chain};
+use crate::output::Output;
 use crate::progress::Progress;
 use crate::repository_args::credentials;
 
@@ -89,7 +89,7 @@ impl fmt::Display for Told<'_> {
             }
             RestoreEvent::Complete(snapshot) => write!(f, "restored; {snapshot} is not needed any more"),
             RestoreEvent::Unfinished(error) => {
-                write!(f, "warning: restored, but not all is done: {}", chain(error))
+                write!(f, "warning: restored, but not all is done: {}", with_causes(error))
             }
         }
     }

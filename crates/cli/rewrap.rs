@@ -1,11 +1,11 @@
 //! `sealblk volume rewrap`: one volume, or all of them with a report on each.
 
-use sealblk_control::{ControlError, Pool, VolumeDescription};
+use sealblk_control::{ControlError, Pool, VolumeDescription, with_causes};
 use serde_json::json;
 
 use crate::args::RewrapArgs;
 use crate::exit::Failure;
-use crate::output::{Output, chain};
+use crate::output::Output;
 use crate::volume::id;
 
 /// Rewraps what was asked for.
@@ -25,7 +25,7 @@ fn all(pool: &Pool, key: Option<&str>, output: &Output) -> Result<(), Failure> {
     pool.rewrap_all(key, &mut |done| match done.outcome {
         Ok(volume) => volumes.push(volume),
         Err(error) => {
-            output.text_note(&format!("error: {}: {}", done.volume, chain(&error)));
+            output.text_note(&format!("error: {}: {}", done.volume, with_causes(&error)));
             errors.push(describe(&done.volume.to_string(), &error));
             let failure = Failure::from(error);
             if worst.as_ref().is_none_or(|worst| worst.exit_code() < failure.exit_code()) {
@@ -46,7 +46,7 @@ fn all(pool: &Pool, key: Option<&str>, output: &Output) -> Result<(), Failure> {
 }
 
 fn describe(volume: &str, error: &ControlError) -> serde_json::Value {
-    json!({ "VolumeId": volume, "Code": error.code(), "Message": chain(error) })
+    json!({ "VolumeId": volume, "Code": error.code(), "Message": with_causes(error) })
 }
 
 fn line(volume: &VolumeDescription) -> String {

@@ -232,7 +232,7 @@ impl From<SnapshotError> for ControlError {
 }
 
 /// An error's message and those of its causes, from the outermost in.
-pub(crate) fn with_causes(error: &dyn Error) -> String {
+pub fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -54,7 +54,7 @@ pub use create::CreateVolume;
 pub use delete::DeletedData;
 pub use describe::{AttachmentDescription, DamagedVolume, ListedVolume, VolumeDescription, VolumeState};
 pub use endpoints::{Endpoints, InheritedClient, UnixEndpoint};
-pub use error::{ControlError, ErrorClass};
+pub use error::{ControlError, ErrorClass, with_causes};
 pub use explain::Explanation;
 pub use grant::KeyUse;
 pub use image::{ExportTarget, ExportVolume, ImageError, ImageFormat, ImportVolume};
