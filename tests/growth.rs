@@ -2,15 +2,17 @@
 
 mod support;
 
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use support::{Attachment, Client, MIB, Nbdkit, Pool, foreign, noise, run, wait_within};
+use support::snapshots::{BLOCK, objects, snapshot_bytes};
+use support::{Attachment, Client, LoopDevice, MIB, Nbdkit, Pool, foreign, noise, run, wait_within};
 
 const OLD: u64 = 4 * MIB;
 /// So much that the block map needs more room, too.
@@ -190,4 +192,159 @@ fn a_backing_that_cannot_grow_is_named_with_both_sizes_and_nothing_is_changed() 
         }
     }
     drop(nbdkit);
+}
+
+/// What a refused growth must leave as it was: the record, the map's length, and what a client is told.
+fn state(pool: &Pool, volume: &str) -> (Vec<u8>, u64) {
+    let directory = pool.volume_dir(volume);
+    let record = std::fs::read(directory.join("volume.json")).expect("the record");
+    (record, std::fs::metadata(directory.join("map")).map_or(0, |map| map.len()))
+}
+
+#[test]
+fn a_block_device_that_is_too_small_or_holds_something_is_refused_and_one_that_has_grown_is_used() {
+    for attached in [false, true] {
+        let pool = Pool::new();
+        let file = pool.root().join("disk");
+        std::fs::write(&file, vec![0; 6 << 20]).expect("a disk");
+        let disk = LoopDevice::over(&file);
+        let volume = pool.create(&["--encrypted", "--size", "4MiB", "--backing", disk.path()]);
+        let attachment = pool.attach(&volume, &[]);
+        attachment.client().write(0, &noise(1, 1 << 20)).expect("a write");
+        let attachment = if attached {
+            Some(attachment)
+        } else {
+            attachment.terminate();
+            None
+        };
+        let (before, stored) = (state(&pool, &volume), std::fs::read(&file).expect("the disk"));
+        let modify = |size: &str| pool.run(&["volume", "modify", &volume, "--size", size]);
+        let unchanged = |stored: &[u8]| {
+            assert!(state(&pool, &volume) == before, "the record and the map are as they were");
+            assert!(std::fs::read(&file).expect("the disk") == stored, "so is the device");
+            assert_eq!(pool.describe(&volume)["SizeBytes"].as_u64(), Some(4 * MIB));
+            if let Some(attachment) = &attachment {
+                assert_eq!(attachment.client().size(), 4 * MIB);
+            }
+        };
+
+        let refused = modify("8MiB").refused(support::exit::USAGE);
+        for part in [disk.path(), "6291456 bytes", "8388608"] {
+            assert!(refused.contains(part), "{refused}");
+        }
+        unchanged(&stored);
+
+        // The device grows, under the volume; what is in the new part is somebody's.
+        let longer = [&stored[..], &[0; 1 << 20], &[7; 512], &[0; (1 << 20) - 512]].concat();
+        std::fs::write(&file, &longer).expect("a longer disk");
+        disk.look_again();
+        let refused = modify("8MiB").refused(support::exit::WRONG_STATE);
+        assert!(refused.contains(disk.path()) && refused.contains("byte 7340032"), "{refused}");
+        unchanged(&longer);
+
+        modify("7MiB").ok();
+        let attachment = attachment.unwrap_or_else(|| pool.attach(&volume, &[]));
+        let mut client = attachment.client();
+        assert_eq!(client.size(), 7 * MIB);
+        assert!(client.read(0, 1 << 20).expect("a read") == noise(1, 1 << 20));
+        assert!(client.read(MIB, 6 << 20).expect("a read").iter().all(|&byte| byte == 0));
+        client.write(7 * MIB - 4096, &[1; 4096]).expect("a write to the end");
+        client.flush().expect("a flush");
+        drop(client);
+        attachment.terminate();
+    }
+}
+
+/// A `snapshot create` that is in progress, and stopped there.
+fn stopped_in_the_middle(pool: &Pool, volume: &str, attachment: Option<&Attachment>) -> Child {
+    for _ in 0..10 {
+        let mut command = pool.command(&["--quiet", "snapshot", "create", volume]);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the binary starts");
+        let before = objects(pool, "blocks").len();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while objects(pool, "blocks").len() == before {
+            assert!(Instant::now() < deadline, "it does not begin");
+        }
+        kill_process(Pid::from_child(&child), Signal::STOP).expect("it was not waited for");
+        let listed = pool.json(&["snapshot", "list"]);
+        if listed["Snapshots"].as_array().expect("a list").iter().any(|each| each["State"] == "pending") {
+            return child;
+        }
+        // It was done before it was stopped. The next one has as much to do if all is written again.
+        finished(child);
+        match attachment {
+            Some(attachment) => fill(attachment),
+            None => {
+                let attachment = pool.attach(volume, &[]);
+                fill(&attachment);
+                attachment.terminate();
+            }
+        }
+    }
+    panic!("no snapshot was ever caught in the middle");
+}
+
+/// Lets it go on; the snapshot.
+#[track_caller]
+fn finished(mut child: Child) -> String {
+    kill_process(Pid::from_child(&child), Signal::CONT).expect("it was not waited for");
+    let status = wait_within(&mut child, Duration::from_secs(120)).expect("it ends");
+    assert!(status.success(), "{status}");
+    let mut out = String::new();
+    child.stdout.take().expect("piped").read_to_string(&mut out).expect("text");
+    out.trim().to_owned()
+}
+
+/// Blocks of a volume that is caught in the middle of its snapshot.
+const BLOCKS: u64 = 160;
+
+fn fill(attachment: &Attachment) {
+    let mut client = attachment.client();
+    for block in 0..BLOCKS {
+        client.write(block * BLOCK as u64, &noise(block, BLOCK)).expect("a write");
+    }
+    client.flush().expect("a flush");
+}
+
+#[test]
+fn while_a_snapshot_is_made_a_volume_does_not_grow_and_afterwards_it_does() {
+    for attached in [true, false] {
+        let pool = Pool::new();
+        let volume = pool.create(&["--encrypted", "--size", "96MiB"]);
+        let attachment = pool.attach(&volume, &[]);
+        fill(&attachment);
+        let attachment = if attached {
+            Some(attachment)
+        } else {
+            attachment.terminate();
+            None
+        };
+        let child = stopped_in_the_middle(&pool, &volume, attachment.as_ref());
+        let (before, stored) = (state(&pool, &volume), std::fs::read(pool.data(&volume)).expect("the data"));
+        let modify = || pool.run(&["--output", "json", "volume", "modify", &volume, "--size", "128MiB"]);
+        let refused = modify().refused(support::exit::WRONG_STATE);
+        let code = if attached { "IncorrectState" } else { "VolumeInUse" };
+        assert!(refused.contains(code), "{refused}");
+        assert!(state(&pool, &volume) == before, "nothing has changed");
+        if let Some(attachment) = &attachment {
+            let mut client = attachment.client();
+            assert_eq!(client.size(), 96 * MIB);
+            client.write(0, &noise(999, BLOCK)).expect("writes go on");
+            client.flush().expect("a flush");
+        }
+        let snapshot = finished(child);
+        assert!(snapshot_bytes(&pool, &snapshot) == stored, "it is of the instant when it began");
+
+        modify().ok();
+        let attachment = attachment.unwrap_or_else(|| pool.attach(&volume, &[]));
+        let mut client = attachment.client();
+        assert_eq!(client.size(), 128 * MIB);
+        client.write(128 * MIB - BLOCK as u64, &noise(7, BLOCK)).expect("a write to what is new");
+        drop(client);
+        let snapshot = pool.run(&["snapshot", "create", &volume]).ok();
+        attachment.terminate();
+        let stored = std::fs::read(pool.data(&volume)).expect("the data");
+        assert_eq!(stored.len() as u64, 128 * MIB);
+        assert!(snapshot_bytes(&pool, snapshot.trim()) == stored, "the next one is of the new size");
+    }
 }

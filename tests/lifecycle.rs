@@ -4,13 +4,13 @@ mod support;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use rustix::process::Signal;
 use sealblk_kms::{EncryptionContext, GrantOperation};
-use support::{Attachment, Client, Pool, exit, foreign, grants, noise, run};
+use support::{Attachment, Client, LoopDevice, Pool, exit, foreign, grants, noise, run};
 
 #[test]
 fn r4_encrypted_and_unencrypted_volumes_are_used_at_once() {
@@ -375,34 +375,16 @@ fn a_full_store_is_an_error_to_the_client_and_not_the_end() {
     drop(small);
 }
 
-/// A loop device over a file; gone when dropped. Needs root.
-struct Loop {
-    device: String,
-}
-
-impl Loop {
-    fn over(file: &Path) -> Self {
-        let shown = run(foreign("losetup").args(["--find", "--show"]).arg(file)).ok();
-        Self { device: shown.trim().to_owned() }
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = foreign("losetup").args(["--detach", &self.device]).stdin(Stdio::null()).status();
-    }
-}
-
 #[test]
 fn a_block_device_is_taken_blank_or_erased_and_holds_the_ciphertext() {
     let pool = Pool::new();
     let file = pool.root().join("disk");
     std::fs::write(&file, vec![0; 16 << 20]).expect("a disk");
     run(foreign("mkfs.ext4").args(["-q", "-F"]).arg(&file)).ok();
-    let disk = Loop::over(&file);
-    let create = ["--encrypted", "--size", "16MiB", "--backing", &disk.device];
+    let disk = LoopDevice::over(&file);
+    let create = ["--encrypted", "--size", "16MiB", "--backing", disk.path()];
     let refusal = pool.run(&[&["volume", "create"][..], &create].concat()).refused(exit::WRONG_STATE);
-    assert!(refusal.contains(&disk.device) && refusal.contains("ext4"), "it names what it found: {refusal}");
+    assert!(refusal.contains(disk.path()) && refusal.contains("ext4"), "it names what it found: {refusal}");
     run(foreign("e2fsck").args(["-fn"]).arg(&file)).ok();
 
     let volume = pool.create(&[&create[..], &["--erase"]].concat());

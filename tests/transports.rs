@@ -9,16 +9,10 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use support::{Attachment, Finished, MIB, Pool, exit, foreign, noise, require, run, wait_within};
+use support::{Attachment, Finished, MIB, Pool, certificates, exit, foreign, noise, run, wait_within};
 
-/// An authority, a server, and the clients `backup` and `other`, in DIR/backup and DIR/other.
-fn certificates(pool: &Pool, name: &str) -> PathBuf {
-    require("openssl");
-    let directory = pool.root().join(name);
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/make-tls-certificates");
-    run(foreign("bash").arg(script).arg(&directory).args(["--", "backup", "other"])).ok();
-    directory
-}
+/// Who has a certificate: in DIR/backup and DIR/other.
+const CLIENTS: &[&str] = &["backup", "other"];
 
 fn text(path: &Path) -> String {
     path.to_str().expect("temporary paths are text").to_owned()
@@ -34,7 +28,7 @@ struct Tls {
 impl Tls {
     fn new() -> Self {
         let pool = Pool::new();
-        let certificates = certificates(&pool, "pki");
+        let certificates = certificates(pool.root(), "pki", CLIENTS);
         let volume = pool.create(&["--encrypted", "--size", "8MiB"]);
         let directory = text(&certificates);
         let tls = ["--listen", "127.0.0.1:0", "--tls-certificates", &directory];
@@ -86,7 +80,7 @@ fn tls_clients_of_others_are_served_and_see_the_same_bytes() {
 #[test]
 fn tls_clients_that_are_not_to_come_in_do_not() {
     let tls = Tls::new();
-    let strangers = certificates(&tls.pool, "elsewhere");
+    let strangers = certificates(tls.pool.root(), "elsewhere", CLIENTS);
     // Another name; another authority's client that trusts ours; no certificate; an authority we are not of.
     run(foreign("nbdinfo").arg(tls.uri(&tls.certificates.join("other")))).failed();
     tls.qemu(&tls.certificates.join("other"), &["info"]).failed();
@@ -118,7 +112,7 @@ fn tcp_off_loopback_needs_tls_or_a_dangerous_option() {
         "{message}"
     );
     pool.attach(&volume, &["--listen", "0.0.0.0:0", "--danger-plaintext-tcp"]).terminate();
-    let directory = text(&certificates(&pool, "pki"));
+    let directory = text(&certificates(pool.root(), "pki", CLIENTS));
     let open = pool.attach(&volume, &["--listen", "0.0.0.0:0", "--tls-certificates", &directory]);
     assert!(open.log().contains("--tls-verify-peer"), "anybody is let in, and it says so: {}", open.log());
     open.terminate();

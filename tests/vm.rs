@@ -5,102 +5,20 @@
 //! Each boot runs the steps that the test names (`tests/vm/init` is what they are written in) and says PASS or FAIL
 //! for each on its console.
 
+#[path = "vm/boot.rs"]
+mod boot;
+#[path = "vm/qmp.rs"]
+mod qmp;
 mod support;
 
-use std::fmt::Write as _;
-use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
-
-use support::{Attachment, Pool, data_key_hex, foreign, run};
+use boot::Boot;
+use qmp::Qmp;
+use serde_json::json;
+use support::{Attachment, MIB, Pool, certificates, data_key_hex};
 
 /// Big enough for ext4 and 40 MB of files, small enough to be written out whole.
 const SIZE: &str = "96MiB";
 const SECTORS: u64 = (96 << 20) / 512;
-
-/// The directory with the guest's kernel and initramfs, built at its first use.
-fn guest() -> &'static Path {
-    static GUEST: OnceLock<PathBuf> = OnceLock::new();
-    GUEST.get_or_init(|| {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/vm");
-        run(Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vm/build")).arg(&dir)).ok();
-        dir
-    })
-}
-
-/// One boot: a shell script of steps, and disks.
-struct Boot<'a> {
-    pool: &'a Pool,
-    task: String,
-    disks: Vec<PathBuf>,
-    processors: u32,
-}
-
-impl<'a> Boot<'a> {
-    fn new(pool: &'a Pool) -> Self {
-        Self { pool, task: String::from("step network network\n"), disks: Vec::new(), processors: 1 }
-    }
-
-    /// A step, named by its command.
-    fn step(&mut self, command: &str) -> &mut Self {
-        writeln!(self.task, "step '{}' {command}", command.chars().take(48).collect::<String>())
-            .expect("a string takes anything");
-        self
-    }
-
-    /// A step whose command holds something that must not be in the console's output.
-    fn named(&mut self, name: &str, command: &str) -> &mut Self {
-        writeln!(self.task, "step '{name}' {command}").expect("a string takes anything");
-        self
-    }
-
-    /// A file as a read-only virtio disk: the first is /dev/vda.
-    fn disk(&mut self, data: PathBuf) -> &mut Self {
-        self.disks.push(data);
-        self
-    }
-
-    /// Boots, and fails unless every step passed.
-    #[track_caller]
-    fn run(&self) {
-        let initrd = self.initrd();
-        let mut qemu = foreign("qemu-system-x86_64");
-        qemu.args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "512"]);
-        qemu.arg("-smp").arg(self.processors.to_string());
-        qemu.args(["-nographic", "-no-reboot", "-append", "console=ttyS0 quiet panic=-1"]);
-        qemu.args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]);
-        qemu.arg("-kernel").arg(guest().join("vmlinuz")).arg("-initrd").arg(&initrd);
-        for disk in &self.disks {
-            qemu.arg("-drive").arg(format!("file={},format=raw,if=virtio,readonly=on", disk.display()));
-        }
-        let console = run(&mut qemu).ok().replace('\r', "");
-        let steps = self.task.lines().count();
-        let passed = console.lines().filter(|line| line.contains("PASS ")).count();
-        assert!(!console.contains("FAIL ") && console.contains("DONE"), "the guest's console:\n{console}");
-        assert_eq!(passed, steps, "every step says so:\n{console}");
-    }
-
-    /// The guest's initramfs with the task behind it: the kernel unpacks one archive after the other.
-    fn initrd(&self) -> PathBuf {
-        std::fs::write(self.pool.root().join("task.sh"), &self.task).expect("the task is written");
-        let path = self.pool.root().join("initrd");
-        std::fs::copy(guest().join("initramfs.cpio"), &path).expect("the initramfs is there");
-        let archive = File::options().append(true).open(&path).expect("it can be appended to");
-        let mut cpio = foreign("cpio");
-        cpio.args(["--quiet", "-o", "-H", "newc"]).current_dir(self.pool.root()).stdout(archive);
-        let list = File::open(self.list()).expect("the list was written");
-        let status = cpio.stdin(list).status().expect("cpio runs");
-        assert!(status.success(), "cpio: {status}");
-        path
-    }
-
-    fn list(&self) -> PathBuf {
-        let path = self.pool.root().join("list");
-        std::fs::write(&path, "task.sh\n").expect("the list is written");
-        path
-    }
-}
 
 /// Attaches a volume where the guest can reach it.
 fn serve(pool: &Pool, volume: &str) -> Attachment {
@@ -173,4 +91,107 @@ fn r23_a_linux_kernel_uses_volumes_and_dm_crypt_opens_their_data() {
     read_through_dm_crypt(&pool, &volumes);
     // What was materialized is still the same volume.
     read_through_the_kernel(&pool, &[&trimmed]);
+}
+
+/// What a volume of [`SIZE`] grows to.
+const GROWN: u64 = 192 * MIB;
+
+fn grow(pool: &Pool, volume: &str) {
+    pool.run(&["volume", "modify", volume, "--size", &GROWN.to_string()]).ok();
+}
+
+/// The steps that show a file system of the old size on a device of the new one made larger, filled and sound.
+fn use_what_is_new(boot: &mut Boot<'_>, device: &str) {
+    boot.step(&format!("resize2fs {device}")).step("has_room_for 130000");
+    boot.step("compare").step("fill_more").step("compare").step("umount /mnt");
+    boot.step(&format!("e2fsck -fn {device}"));
+}
+
+#[test]
+fn a_linux_kernel_that_connects_again_sees_the_new_size_and_keeps_its_files() {
+    let pool = Pool::new();
+    let volume = pool.create(&["--encrypted", "--size", SIZE]);
+    let attachment = serve(&pool, &volume);
+    let attach = format!("attach /dev/nbd0 {} {volume} 4096 2", attachment.port());
+    let mut boot = Boot::new(&pool);
+    boot.processors = 2;
+    boot.step(&attach).step("mkfs.ext4 -q -b 4096 /dev/nbd0").step("mount -t ext4 /dev/nbd0 /mnt");
+    boot.step("fill before").ask("grow");
+    // The connections that are open go on as they were.
+    boot.step(&format!("has_size /dev/nbd0 {}", SECTORS * 512)).step("fill after").step("compare");
+    // docs/NBD.md, "A volume that grows".
+    boot.step("umount /mnt").step("nbd-client -d /dev/nbd0").step(&attach);
+    boot.step(&format!("has_size /dev/nbd0 {GROWN}")).step("mount -t ext4 /dev/nbd0 /mnt");
+    use_what_is_new(&mut boot, "/dev/nbd0");
+    boot.step("nbd-client -d /dev/nbd0");
+    boot.run_with(|word| {
+        assert_eq!(word, "grow");
+        grow(&pool, &volume);
+    });
+    attachment.terminate();
+    assert_eq!(pool.describe(&volume)["SizeBytes"].as_u64(), Some(GROWN));
+}
+
+#[test]
+fn a_guest_of_qemu_sees_the_new_size_of_its_disk_while_it_is_mounted() {
+    let pool = Pool::new();
+    let volume = pool.create(&["--encrypted", "--size", SIZE]);
+    let attachment = pool.attach(&volume, &[]);
+    let monitor = pool.root().join("qmp.sock");
+    let socket = attachment.socket().to_owned();
+    let node = |name: &str| {
+        json!({
+            "driver": "nbd", "node-name": name, "export": volume,
+            "server": { "type": "unix", "path": socket },
+        })
+    };
+    let mut boot = Boot::new(&pool);
+    boot.processors = 2;
+    boot.qemu("-qmp", format!("unix:{},server=on,wait=off", monitor.display()));
+    boot.qemu("-blockdev", node("connection").to_string());
+    boot.qemu("-blockdev", json!({ "driver": "raw", "node-name": "disk", "file": "connection" }).to_string());
+    boot.qemu("-device", "virtio-blk-pci,drive=disk".to_owned());
+    boot.step("mkfs.ext4 -q -b 4096 /dev/vda").step("mount -t ext4 /dev/vda /mnt");
+    boot.step("fill before").step("begin_writing").ask("grow").step("end_writing");
+    boot.step(&format!("comes_to_size vda {GROWN}")).step("compare");
+    use_what_is_new(&mut boot, "/dev/vda");
+    boot.run_with(|word| {
+        assert_eq!(word, "grow");
+        grow(&pool, &volume);
+        // docs/NBD.md, "A volume that grows".
+        let mut qmp = Qmp::connect(&monitor);
+        let resize = json!({ "node-name": "disk", "size": GROWN });
+        qmp.ask("block_resize", resize.clone()).expect_err("the open connection keeps its size");
+        qmp.execute("blockdev-add", node("again"));
+        let disk = json!({ "driver": "raw", "node-name": "disk", "file": "again" });
+        qmp.execute("blockdev-reopen", json!({ "options": [disk] }));
+        qmp.execute("block_resize", resize);
+        qmp.execute("blockdev-del", json!({ "node-name": "connection" }));
+    });
+    attachment.terminate();
+}
+
+#[test]
+fn a_linux_kernel_keeps_a_file_system_on_a_volume_behind_tls() {
+    let pool = Pool::new();
+    let authority = certificates(pool.root(), "pki", &["guest"]);
+    let volume = pool.create(&["--encrypted", "--size", SIZE]);
+    let directory = authority.to_str().expect("temporary paths are text");
+    let tls = ["--listen", "127.0.0.1:0", "--tls-certificates", directory, "--tls-allow-name", "guest"];
+    let attachment = pool.attach(&volume, &tls);
+    let port = attachment.tls_port();
+    let attach = format!("attach_tls /dev/nbd0 {port} {volume} 2");
+    let mut boot = Boot::new(&pool);
+    boot.processors = 2;
+    for file in ["client-cert.pem", "client-key.pem", "ca-cert.pem"] {
+        boot.file(authority.join("guest").join(file));
+    }
+    boot.step(&format!("refused attach /dev/nbd0 {port} {volume} 4096"));
+    boot.step(&attach).step("mkfs.ext4 -q -b 4096 /dev/nbd0").step("mount -t ext4 /dev/nbd0 /mnt");
+    boot.step("fill tls").step("free_and_trim").step("compare").step("umount /mnt");
+    boot.step("same_on_every_processor /dev/nbd0").step("nbd-client -d /dev/nbd0");
+    boot.step(&attach).step("e2fsck -fn /dev/nbd0").step("mount -t ext4 -o ro /dev/nbd0 /mnt");
+    boot.step("compare").step("umount /mnt").step("nbd-client -d /dev/nbd0");
+    boot.run();
+    attachment.terminate();
 }

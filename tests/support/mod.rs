@@ -4,9 +4,11 @@
 #![allow(dead_code, unused_imports, unreachable_pub, reason = "each test file uses its own part of it")]
 
 mod attachment;
+mod certificates;
 mod client;
 mod key;
 mod killing;
+mod loop_device;
 mod memory;
 mod nbdkit;
 mod pool;
@@ -16,9 +18,11 @@ pub mod services;
 pub mod snapshots;
 
 pub use attachment::Attachment;
+pub use certificates::certificates;
 pub use client::Client;
 pub use key::{data_key, data_key_hex, grants, key_store};
 pub use killing::{STEPS, killed_at};
+pub use loop_device::LoopDevice;
 pub use memory::{in_memory, readable_memory};
 pub use nbdkit::Nbdkit;
 pub use pool::Pool;
