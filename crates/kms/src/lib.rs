@@ -12,6 +12,8 @@ mod context;
 mod data_key;
 mod error;
 pub mod exec;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod helper;
 mod key_uri;
 pub mod local;

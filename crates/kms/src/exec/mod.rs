@@ -9,6 +9,9 @@
 //! The program runs in the helper's process tree, with an environment of its own. A program has no grants: whoever may run
 //! it may unwrap.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
@@ -223,7 +226,10 @@ impl ExecKms {
             ciphertext: None,
             key_descriptor: Some(theirs.as_fd().as_raw_fd()),
         };
-        let reply = self.run(attempt, Operation::Encrypt, &request, Some(theirs))?;
+        self.wrapped(attempt, self.run(attempt, Operation::Encrypt, &request, Some(theirs))?)
+    }
+
+    fn wrapped(&self, attempt: Attempt<'_>, reply: Reply) -> Result<WrappedKey, KmsError> {
         let wrapped = reply.ciphertext.and_then(|text| STANDARD.decode(text).ok());
         let wrapped = wrapped.filter(|bytes| (1..=WRAPPED_BYTES_MAX).contains(&bytes.len()));
         let wrapped =

@@ -34,13 +34,22 @@ pub enum HelperError {
 /// locked memory straight into the descriptor, which is why `stdout` is a descriptor and not a `Write`: the standard
 /// library's would buffer it. A passphrase comes the other way, for which `stdin` should not buffer either.
 pub fn serve_helper(
-    mut stdin: impl Read,
+    stdin: impl Read,
     stdout: impl AsFd,
     open: impl Fn(&ProviderConfig, &Unlock) -> Result<Box<dyn Kms>, KmsError>,
 ) -> Result<(), HelperError> {
     // A helper that hangs in a provider's library does not outlive who asked. Where the kernel has no such signal, it
     // ends with the provider's own time limit.
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    answer(stdin, stdout, open)
+}
+
+/// The same, whoever the parent of this process is.
+pub(super) fn answer(
+    mut stdin: impl Read,
+    stdout: impl AsFd,
+    open: impl Fn(&ProviderConfig, &Unlock) -> Result<Box<dyn Kms>, KmsError>,
+) -> Result<(), HelperError> {
     let request: Request = wire::read(&mut stdin).map_err(HelperError::Request)?;
     let unlock = take_unlock(&request, stdin).map_err(HelperError::Passphrase)?;
     let Request { provider, destination, call, .. } = request;

@@ -60,6 +60,14 @@ pub(crate) enum Fault {
 #[derive(Debug)]
 pub(crate) struct Ending(String);
 
+#[cfg(any(test, feature = "fuzzing"))]
+impl Ending {
+    /// That of a helper which has nothing to say.
+    pub(super) fn well() -> Self {
+        Self(" (exit status 0)".to_owned())
+    }
+}
+
 impl std::fmt::Display for Ending {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)

@@ -3,11 +3,14 @@
 //! The process that serves I/O never talks to a KMS and never holds a key outside locked memory. It asks through
 //! [`HelperKms`], which for each call starts a helper (the same binary, a hidden subcommand that calls
 //! [`serve_helper`]), gives it one request, and takes one reply. The helper's own copies of a key go with its address
-//! space. `wire` documents the bytes, `exchange` runs the process, `child` is its side.
+//! space. `wire` documents the bytes, `exchange` runs the process, `reply` takes what it writes, `child` is its side.
 
 mod child;
 mod exchange;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod provider;
+mod reply;
 mod wire;
 
 use std::ffi::OsString;
@@ -19,7 +22,7 @@ use sealblk_keymem::DataKey;
 pub use self::child::{HelperError, serve_helper};
 pub(crate) use self::exchange::{Exchange, Fault, Start};
 pub use self::provider::ProviderConfig;
-use self::wire::{Answer, Call, LENGTH_BYTES, Reply, Request};
+use self::wire::{Answer, Call, Request};
 use crate::context::EncryptionContext;
 use crate::error::{KmsError, KmsErrorKind};
 use crate::passphrase::{Passphrase, PassphraseError, Unlock};
@@ -77,10 +80,7 @@ impl Kms for HelperKms {
     }
 
     fn decrypt(&self, request: &DecryptRequest<'_>) -> Result<DataKey, KmsError> {
-        self.converse(decrypt_call(request, false), |exchange, answer| match answer {
-            Answer::DataKey => read_key(exchange),
-            _ => Err(Fault::OtherAnswer),
-        })
+        self.converse(decrypt_call(request, false), |exchange, answer| reply::data_key(exchange, answer))
     }
 
     fn check_decrypt(&self, request: &DecryptRequest<'_>) -> Result<(), KmsError> {
@@ -172,20 +172,7 @@ impl HelperKms {
         if let Some(passphrase) = passphrase {
             passphrase.expose_slot(|slot| exchange.send_with(slot))?;
         }
-        match read_reply(&mut exchange)? {
-            Reply::Ok(answer) => {
-                let value = take(&mut exchange, answer)?;
-                exchange.finish()?;
-                Ok(Ok(value))
-            }
-            Reply::Error(failure) => {
-                let error = failure.into_error().ok_or_else(|| {
-                    Fault::Garbage("an error of an operation that does not exist".to_owned())
-                })?;
-                exchange.finish()?;
-                Ok(Err(error))
-            }
-        }
+        reply::take(&mut exchange, take)
     }
 
     fn describe(&self, operation: &'static str, key: String, fault: &Fault) -> KmsError {
@@ -230,26 +217,4 @@ fn wrapped_key(answer: Answer) -> Option<WrappedKey> {
         Answer::WrappedKey(wrapped) => Some(wrapped),
         _ => None,
     }
-}
-
-fn read_reply(exchange: &mut Exchange<'_>) -> Result<Reply, Fault> {
-    let mut field = [0; LENGTH_BYTES];
-    if exchange.fill(&mut field)? != field.len() {
-        return Err(Fault::ShortReply("its reply's length", exchange.ending()?));
-    }
-    let mut json = vec![0; wire::announced_length(field).ok_or(Fault::HugeReply)?];
-    if exchange.fill(&mut json)? != json.len() {
-        return Err(Fault::ShortReply("its reply", exchange.ending()?));
-    }
-    // Not serde's message: it quotes what it read, which could be anything, a misplaced key too.
-    serde_json::from_slice(&json)
-        .map_err(|error| Fault::Garbage(format!("{:?} error at byte {}", error.classify(), error.column())))
-}
-
-/// The 64 bytes after the document, read from the pipe into locked memory.
-fn read_key(exchange: &mut Exchange<'_>) -> Result<DataKey, Fault> {
-    DataKey::init(|bytes| match exchange.fill(bytes)? {
-        sealblk_keymem::DATA_KEY_BYTES => Ok(()),
-        count => Err(Fault::ShortKey(count, exchange.ending()?)),
-    })
 }

@@ -21,6 +21,8 @@ mod call;
 #[cfg(test)]
 mod crash;
 mod destroy;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod granting;
 mod grants;
 mod hex;

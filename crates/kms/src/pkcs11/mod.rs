@@ -16,6 +16,8 @@
 //! A module is foreign code: it is loaded only where the pool lists it, only in the helper process, and when it crashes or
 //! hangs, that process is all that does. Tokens have no grants: whoever has the PIN may unwrap.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod token;
 pub(crate) mod uri;
 

@@ -248,7 +248,10 @@ struct Errors {
 }
 
 impl<'a> Reply<'a> {
-    fn read(attempt: Attempt<'a>, response: &mut Response<ReplyBody>) -> Result<Self, ureq::Error> {
+    pub(super) fn read(
+        attempt: Attempt<'a>,
+        response: &mut Response<ReplyBody>,
+    ) -> Result<Self, ureq::Error> {
         let status = response.status().as_u16();
         let mut bytes = Zeroizing::new(vec![0; REPLY_BYTES_MAX]);
         let mut reader = response.body_mut().as_reader();
@@ -279,7 +282,7 @@ impl<'a> Reply<'a> {
     }
 
     /// What went wrong, in the server's words, printable and not too long.
-    fn words(&self) -> String {
+    pub(super) fn words(&self) -> String {
         let errors = self.parse::<Errors>().map(|reply| reply.errors.join("; ")).unwrap_or_default();
         let words: Vec<&str> = errors.split_whitespace().collect();
         let words: String =

@@ -8,6 +8,8 @@
 //! HTTP libraries are not, which is one reason why this runs in a process that dies (design §4.8).
 
 mod api;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

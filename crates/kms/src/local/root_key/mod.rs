@@ -8,6 +8,8 @@
 //!
 //! Opened straight into locked memory for a call that needs it. What each form protects against is in SECURITY.md.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod replacement;
 mod wrapping;
 

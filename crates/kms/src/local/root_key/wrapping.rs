@@ -178,7 +178,7 @@ impl From<KeyMemError> for NotOpened {
 }
 
 /// The key that wraps a root key.
-pub(super) struct WrappingKey(Secret<32>);
+pub(super) struct WrappingKey(pub(super) Secret<32>);
 
 impl WrappingKey {
     /// The key that Argon2id makes of a passphrase.
