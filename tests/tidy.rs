@@ -1,6 +1,8 @@
 //! The rules of house-style and design that a program can hold: where `unsafe` may be, which crate may know which,
 //! what libraries never do, what never gets into the repository. It reads the tracked files; it runs nothing of ours.
 
+#[path = "tidy/checklist.rs"]
+mod checklist;
 #[path = "tidy/source.rs"]
 mod source;
 
@@ -316,6 +318,12 @@ fn every_crate_takes_the_workspace_lints() {
     for path in manifests {
         assert!(read(&path).contains("[lints]\nworkspace = true"), "{path} has no [lints] workspace = true");
     }
+}
+
+#[test]
+fn every_point_of_the_nbd_checklist_and_every_failure_of_others_has_a_test_of_its_name() {
+    let missing = checklist::missing(files(".rs").iter().map(|path| read(path)));
+    assert!(missing.is_empty(), "{missing:?}");
 }
 
 /// Ignored tests are other tests' helper processes, and say whose; nothing else is.

@@ -230,15 +230,18 @@ pub(crate) fn is_of_the_client(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a01_tcp_replies_leave_at_once_and_vanished_peers_are_noticed() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    #[tokio::test]
+    async fn a01_tcp_replies_leave_at_once_and_vanished_peers_are_noticed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let client = std::net::TcpStream::connect(address).expect("a connection");
-        let (stream, _) = listener.accept().expect("the connection");
-        tune(&stream).expect("a TCP socket");
+        let arrival = std::future::poll_fn(|context| poll_tcp(&listener, None, context)).await;
+        let Accepted::Tcp(stream, None) = arrival.expect("the connection").stream else {
+            panic!("a TCP connection without TLS")
+        };
         assert!(stream.nodelay().expect("an option"));
         assert!(sockopt::socket_keepalive(&stream).expect("an option"));
+        assert_eq!(sockopt::tcp_keepidle(&stream), Ok(KEEPALIVE_IDLE));
         drop(client);
     }
 }

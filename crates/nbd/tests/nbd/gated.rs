@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sealblk_block::{
     BlockDevice, BlockError, BlockLane, Buffer, Completion, Durability, Extent, Geometry, Lba, MemoryDevice,
-    MemoryLane, SectorRange, ZeroMode,
+    MemoryLane, Operation, SectorRange, ZeroMode,
 };
 
 /// Opens and closes the way to the memory of [`GatedDevice`]s.
@@ -20,9 +20,13 @@ struct State {
     closed_from: Option<u64>,
     /// Makes the error that every operation meets.
     failure: Option<fn() -> BlockError>,
+    /// Ranges cannot be zeroed faster than by writing.
+    zeroing_is_slow: bool,
     waiting: Vec<Waker>,
     arrived: usize,
     flushed: usize,
+    /// Operations that were asked to be durable by themselves.
+    durable: usize,
 }
 
 impl Gate {
@@ -43,6 +47,11 @@ impl Gate {
         self.state().failure = failure;
     }
 
+    /// Fast zeroing is not to be had from now on.
+    pub(crate) fn zero_slowly(&self) {
+        self.state().zeroing_is_slow = true;
+    }
+
     /// Waits until `count` operations have begun.
     pub(crate) fn wait_for_arrivals(&self, count: usize) {
         let (state, arrival) = &*self.0;
@@ -56,6 +65,15 @@ impl Gate {
     /// Flushes that were completed.
     pub(crate) fn flushes(&self) -> usize {
         self.state().flushed
+    }
+
+    /// Operations that were asked to be durable by themselves.
+    pub(crate) fn durable(&self) -> usize {
+        self.state().durable
+    }
+
+    fn count(&self, durability: Durability) {
+        self.state().durable += usize::from(durability == Durability::Durable);
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -110,6 +128,7 @@ impl BlockLane for GatedLane {
     }
 
     async fn write(&self, at: Lba, buffer: Buffer, durability: Durability) -> Completion {
+        self.gate.count(durability);
         match self.gate.pass(at.0).await {
             Ok(()) => self.memory.write(at, buffer, durability).await,
             Err(error) => (Err(error), buffer),
@@ -122,11 +141,17 @@ impl BlockLane for GatedLane {
         mode: ZeroMode,
         durability: Durability,
     ) -> Result<(), BlockError> {
+        self.gate.count(durability);
         self.gate.pass(range.start.0).await?;
+        let fast = matches!(mode, ZeroMode::FastOnly | ZeroMode::FastKeepAllocated);
+        if fast && self.gate.state().zeroing_is_slow {
+            return Err(BlockError::Unsupported { operation: Operation::Zero });
+        }
         self.memory.zero(range, mode, durability).await
     }
 
     async fn discard(&self, range: SectorRange, durability: Durability) -> Result<(), BlockError> {
+        self.gate.count(durability);
         self.gate.pass(range.start.0).await?;
         self.memory.discard(range, durability).await
     }

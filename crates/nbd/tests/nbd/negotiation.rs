@@ -11,7 +11,8 @@ use sealblk_testkit::nbd_client::{MODERN, OptionReply, RequestHeader, go_data, o
 
 use crate::numbers::{
     ABORT, ACK, ERR_INVALID, ERR_POLICY, ERR_SHUTDOWN, ERR_TLS_REQD, ERR_TOO_BIG, ERR_UNKNOWN, ERR_UNSUP,
-    EXPORT_NAME, GO, INFO, LIST, REP_INFO, SERVER, STARTTLS,
+    EXPORT_NAME, EXTENDED_HEADERS, GO, INFO, LIST, LIST_META_CONTEXT, REP_INFO, SERVER, SET_META_CONTEXT,
+    STARTTLS, STRUCTURED_REPLY,
 };
 use crate::support::{ALIAS, Client, DESCRIPTION, NAME, SIZE, Session, connect, info, memory};
 
@@ -132,8 +133,23 @@ fn a10_every_error_leaves_the_session_in_step() {
     assert_in_step(&mut client);
     assert_error(&mut client, GO, &go_data(b"nobody", &[0; 900]), ERR_UNKNOWN);
     assert_in_step(&mut client);
-    assert_error(&mut client, INFO, b"\0\0\0", ERR_INVALID);
-    assert_in_step(&mut client);
+    let with_data = vec![0x49; 70_000];
+    for (option, data, kind) in [
+        (INFO, &b"\0\0\0"[..], ERR_INVALID),
+        (GO, b"\xff\xff\xff\xff", ERR_INVALID),
+        (0, &with_data, ERR_UNSUP),
+        (LIST, &with_data, ERR_INVALID),
+        (STARTTLS, b"", ERR_POLICY),
+        (STARTTLS, &with_data, ERR_INVALID),
+        (STRUCTURED_REPLY, &with_data, ERR_INVALID),
+        (EXTENDED_HEADERS, b"x", ERR_INVALID),
+        (SET_META_CONTEXT, &with_data, ERR_INVALID),
+        (LIST_META_CONTEXT, b"\0\0", ERR_INVALID),
+        (LIST_META_CONTEXT, b"\0\0\0\x01n\0\0\0\0", ERR_UNKNOWN),
+    ] {
+        assert_error(&mut client, option, data, kind);
+        assert_in_step(&mut client);
+    }
 }
 
 #[test]
@@ -200,6 +216,10 @@ fn a16_cve_2020_10761_error_texts_are_short_and_clean() {
     let (mut client, _session) = greeted();
     assert_error(&mut client, GO, &go_data("\u{1b}[2J\n".repeat(800).as_bytes(), &[]), ERR_UNKNOWN);
     assert_error(&mut client, GO, &go_data("é".repeat(2048).as_bytes(), &[]), ERR_UNKNOWN);
+    let replies = client.option(GO, &go_data("é".repeat(2048).as_bytes(), &[])).expect("an answer");
+    let text = std::str::from_utf8(&replies[0].data).expect("UTF-8");
+    assert_eq!(text.matches('é').count(), 40, "80 bytes of what the client said: {text}");
+    assert!(text.len() < 200, "{text}");
 }
 
 #[test]
@@ -234,6 +254,11 @@ fn a21_every_name_of_the_export_is_served() {
     for name in ["", NAME, ALIAS] {
         let (mut client, _session) = connect(&memory());
         assert_eq!(client.go(name).expect("GO is answered").size, SIZE);
+        // The name alone, with no length before it.
+        let (mut client, _session) = greeted();
+        client.send_option(EXPORT_NAME, name.as_bytes()).expect("sent");
+        assert_eq!(client.receive(10).expect("an answer")[..8], SIZE.to_be_bytes());
+        assert_eq!(client.read(0, 4).expect("a reply"), Ok(vec![0; 4]));
     }
 }
 

@@ -179,13 +179,22 @@ fn a84_zeros_are_sent_as_a_hole_and_anything_else_as_data() {
 fn a85_a_read_that_fails_sends_no_content() {
     let gate = Gate::default();
     let device = ByteDevice::new(GatedDevice { memory: MemoryDevice::new(SIZE / 512), gate: gate.clone() });
-    let (mut client, _session) = chunked_on(&device, info(), false, &[]);
-    client.write(0, &[0xcc; 4096]);
-    gate.fail_with(Some(|| BlockError::Latched { operation: Operation::Read }));
-    let answer = client.ask(&Ask::new(READ, 0, 0, 4096));
-    assert_eq!((answer.error, answer.kinds), (Some(EIO), vec![ERROR]));
+    let failure: fn() -> BlockError = || BlockError::Latched { operation: Operation::Read };
+    for extended in [false, true] {
+        let (mut client, _session) = chunked_on(&device, info(), extended, &[]);
+        client.write(0, &[0xcc; 4096]);
+        gate.fail_with(Some(failure));
+        let answer = client.ask(&Ask::new(READ, 0, 0, 4096));
+        assert_eq!((answer.error, answer.kinds), (Some(EIO), vec![ERROR]));
+        gate.fail_with(None);
+        assert_eq!(client.read(0, 4096), [0xcc; 4096]);
+    }
+    // In a simple reply the error stands where success would: no success is taken back, and no connection ended.
+    let (mut client, _session) = transmitting(&device);
+    gate.fail_with(Some(failure));
+    assert_eq!(client.read(0, 4096).expect("a reply"), Err(EIO));
     gate.fail_with(None);
-    assert_eq!(client.read(0, 4096), [0xcc; 4096]);
+    assert_eq!(client.read(0, 4096).expect("in step"), Ok(vec![0xcc; 4096]));
 }
 
 #[test]

@@ -226,7 +226,7 @@ fn a50_clients_need_a_certificate_of_the_authority() {
 }
 
 #[test]
-fn a50_names_are_compared_whole_with_common_name_and_dns_names() {
+fn a50_cve_2013_6410_names_are_compared_whole_with_common_name_and_dns_names() {
     let allowed = TlsClients::Named(vec!["backup".to_owned(), "host-1.example".to_owned()]);
     let rig = Rig::new(allowed);
     let let_in = |name: &str, dns_names: &[&str]| {

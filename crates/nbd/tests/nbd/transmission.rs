@@ -243,6 +243,39 @@ fn a87_a90_a92_a_read_only_export_refuses_changes() {
 }
 
 #[test]
+fn a87_fua_makes_the_write_that_carries_it_durable_and_no_other() {
+    let (device, gate) = gated();
+    let (mut client, _session) = transmitting(&device);
+    for (number, command) in (1..).zip([WRITE, WRITE_ZEROES, TRIM]) {
+        assert_eq!(ask(&mut client, request(command, 0, 0, 4096)), Ok(Vec::new()));
+        assert_eq!(gate.durable(), number - 1);
+        assert_eq!(ask(&mut client, request(command, FUA, 0, 4096)), Ok(Vec::new()));
+        assert_eq!(gate.durable(), number);
+    }
+    // Of a range that is not whole sectors, each part.
+    assert_eq!(ask(&mut client, request(WRITE, FUA, 100, 3000)), Ok(Vec::new()));
+    assert!(gate.durable() > 3);
+    assert_eq!(ask(&mut client, request(READ, FUA, 0, 4096)).expect("data").len(), 4096);
+}
+
+#[test]
+fn a93_fast_zeroing_that_is_not_fast_fails_at_once_and_changes_nothing() {
+    let (device, gate) = gated();
+    gate.zero_slowly();
+    let (mut client, _session) = transmitting(&device);
+    client.write(0, &[0xee; 20_000]).expect("a reply").expect("written");
+    for (offset, length) in [(0, 4096), (100, 19_000), (1, 1), (511, 2), (512, 512), (0, 20_000)] {
+        for flags in [FAST_ZERO, FAST_ZERO | NO_HOLE, FAST_ZERO | FUA] {
+            assert_eq!(ask(&mut client, request(WRITE_ZEROES, flags, offset, length)), Err(ENOTSUP));
+        }
+    }
+    assert_eq!(client.read(0, 20_000).expect("a reply"), Ok(vec![0xee; 20_000]));
+    assert_eq!(ask(&mut client, request(WRITE_ZEROES, 0, 100, 19_000)), Ok(Vec::new()));
+    let seen = client.read(0, 20_000).expect("a reply").expect("data");
+    assert!(seen[100..19_100].iter().all(|byte| *byte == 0));
+}
+
+#[test]
 fn a89_flush_reaches_the_device_and_has_no_range() {
     let (device, gate) = gated();
     let (mut client, _session) = transmitting(&device);
