@@ -204,6 +204,50 @@ fn r47_a_copy_that_is_killed_at_any_step_goes_on_and_shows_no_plaintext() {
 }
 
 #[test]
+fn r17_a_copy_that_is_killed_at_any_step_leaves_no_grant_behind_the_next_command() {
+    let scene = Scene::new(&["--encrypted"]);
+    let (one, snapshots) = (scene.key(), Snapshots::of(&scene.pool));
+    let source = snapshots.create(&scene.volume);
+    let own = scene.pool.describe(&scene.volume)["KmsKeyId"].as_str().expect("a key").to_owned();
+    let left = || {
+        let on = |key: &str| support::key_store(&scene.pool).list_grants(key).expect("the grants").len();
+        on(&one) + on(&own)
+    };
+    let copy = ["snapshot", "copy", &source, "--encrypted", "--kms-key-id", &one];
+    // Blocks are written by many threads, each of which makes few durable steps of its own.
+    let calls = format!("{STEPS},write");
+    let (mut step, mut found_left, mut resumed, mut deleted) = (1, 0, 0, 0);
+    loop {
+        let before = ids(&scene.pool);
+        let through = killed_at(&scene.pool, &calls, step, &copy);
+        let was_left = left();
+        found_left += was_left;
+        let what = format!("killed at step {step}, {was_left} grants were left");
+        // Whatever comes next: going on with the copy, giving it up, or, if it had not come to be, another one.
+        let new = ids(&scene.pool).into_iter().find(|id| !before.contains(id));
+        match &new {
+            Some(copy) if resumed <= deleted => {
+                scene.pool.run(&["snapshot", "copy", "--resume", copy]).ok();
+                resumed += 1;
+            }
+            Some(_) => deleted += 1,
+            None => drop(scene.pool.run(&["snapshot", "delete", &id(&scene.copy(&copy[2..]))]).ok()),
+        }
+        if let Some(copy) = new {
+            scene.pool.run(&["snapshot", "delete", &copy]).ok();
+        }
+        assert_eq!(left(), 0, "{what}");
+        if through {
+            break;
+        }
+        step += 1;
+        assert!(step < 150, "it never gets through");
+    }
+    assert!(found_left > 0 && resumed > 0 && deleted > 0, "{found_left} {resumed} {deleted} of {step}");
+    assert!(!scene.pool.path().join("copying.json").exists());
+}
+
+#[test]
 fn a_pending_copy_is_given_up_by_deleting_it() {
     let scene = Scene::new(&["--encrypted"]);
     let snapshots = Snapshots::of(&scene.pool);

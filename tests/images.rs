@@ -98,6 +98,41 @@ fn r55_a_qcow2_image_becomes_an_encrypted_volume() {
 }
 
 #[test]
+fn r55_images_of_other_hypervisors_become_encrypted_volumes() {
+    let pool = Pool::new();
+    let (image, expected) = raw_image(&pool);
+    let kinds: [(&str, &str, &[&str]); 7] = [
+        ("vdi", "vdi", &[]),
+        ("vhdx", "vhdx", &[]),
+        ("vmdk", "vmdk", &[]),
+        ("vmdk", "vmdk", &["-o", "subformat=streamOptimized"]),
+        ("vpc", "vhd", &[]),
+        ("vpc", "vpc", &["-o", "subformat=fixed"]),
+        ("vpc", "vhd", &["-o", "force_size=on"]),
+    ];
+    for (number, (format, extension, options)) in kinds.into_iter().enumerate() {
+        let what = format!("{format} {options:?}");
+        let disk = pool.root().join(format!("disk-{number}.{extension}"));
+        let convert =
+            [&["convert", "-f", "raw", "-O", format], options, &[path(&image), path(&disk)]].concat();
+        run(foreign("qemu-img").args(convert)).ok();
+        let given: &[&str] = if number % 2 == 0 { &[] } else { &["--format", format] };
+        let volume = import(&pool, &disk, &[&["--encrypted"], given].concat());
+        let described = pool.describe(&volume);
+        // A virtual PC's disk has the next size that cylinders and heads can tell.
+        let size = described["SizeBytes"].as_u64().expect("a size");
+        assert!(size == SIZE || format == "vpc" && (SIZE..SIZE + 2 * MIB).contains(&size), "{what}: {size}");
+        assert!(described["AllocatedBytes"].as_u64().expect("a file") < 8 * MIB, "{what}: {described}");
+        let found = content(&pool, &volume);
+        assert!(found[..SIZE as usize] == expected, "{what}");
+        assert!(found[SIZE as usize..].iter().all(|&byte| byte == 0), "{what}");
+        nothing_in_the_pool_is_plaintext(&pool);
+        pool.run(&["volume", "delete", &volume]).ok();
+    }
+    nothing_is_left(&pool);
+}
+
+#[test]
 fn a_volume_that_must_not_show_what_is_in_use_is_filled_whole() {
     let pool = Pool::new();
     let (image, expected) = raw_image(&pool);

@@ -189,6 +189,31 @@ fn r51_r65_an_encrypted_snapshot_needs_the_key_too_and_a_copy_outlives_both() {
 }
 
 #[test]
+fn r51_an_encrypted_snapshot_without_any_block_needs_the_key_too() {
+    let pool = Pool::new();
+    let own_key = key(&pool);
+    let volume = pool.create(&["--size", "4MiB", "--encrypted", "--kms-key-id", &own_key]);
+    let snap = text(&pool.json(&["snapshot", "create", &volume]), "SnapshotId");
+    pool.run(&["snapshot", "share", &snap, "--account-id", OTHER]).ok();
+    let restore = ["volume", "create", "--snapshot-id", &snap];
+    for command in [&restore[..], &["snapshot", "copy", &snap]] {
+        let finished = pool.run(&[&["--output", "json"], &other(command)[..]].concat());
+        assert_eq!(finished.status.code(), Some(exit::DENIED), "{finished}");
+        assert!(finished.stderr.contains(&own_key), "it names the key: {finished}");
+    }
+    assert_eq!(pool.json(&other(&["volume", "list"])), json!({ "Volumes": [] }), "nothing was made");
+    let_other_use(&pool, &own_key, true);
+    let volume = text(&pool.json(&other(&restore)), "VolumeId");
+    let attachment = pool.attach(&volume, &["--account", OTHER]);
+    assert_eq!(attachment.client().read(0, BYTES).expect("a read"), vec![0; BYTES]);
+    attachment.terminate();
+    // The owner's own, under another key: the same.
+    pool.run(&["key", "disable", &own_key, "--force"]).ok();
+    pool.run(&[&restore[..], &["--encrypted", "--kms-key-id", "alias/aws/ebs"]].concat())
+        .refused(exit::DENIED);
+}
+
+#[test]
 fn what_cannot_be_shared_with_is_refused() {
     let pool = Pool::new();
     let snap = snapshot(&pool, &[]);

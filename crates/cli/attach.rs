@@ -5,7 +5,7 @@ use std::io;
 use sealblk_block::Caching;
 use sealblk_control::{
     AttachVolume, ControlError, KeyEvent, KeyEvents, KeyLossPolicy, KeyUse, MetricsAddress, OnKeyLoss, Pool,
-    PoolDirectory, VolumeId, with_causes,
+    PoolDirectory, SnapshotEvents, SnapshotGivenUp, VolumeId, with_causes,
 };
 use sealblk_keymem::harden_process;
 use sealblk_nbd::{ConnectionEvent, Events, Peer, Refusal};
@@ -37,6 +37,7 @@ pub(crate) fn run(pool: &Pool, place: &Place, args: &AttachArgs, output: &Output
             other => other.clone(),
         },
         limits: args.limits.limits(),
+        snapshot_stall: args.limits.snapshot_stall_timeout,
         key_loss: policy(args),
     };
     // Fewer files than clients is the machine's decision: the others wait to be accepted.
@@ -61,6 +62,7 @@ pub(crate) fn run(pool: &Pool, place: &Place, args: &AttachArgs, output: &Output
     }
     attachment.on_key_events(tell_of_key(request.volume, *output));
     attachment.on_restore_events(restore::tell(request.volume, *output));
+    attachment.on_snapshot_events(tell_of_snapshot(request.volume, *output));
     announce(&request, attachment.uris(), args.endpoints.stdio, output)?;
     let mut notes = Notes { output };
     let shutdown = async {
@@ -138,6 +140,17 @@ fn tell_of_key(volume: VolumeId, output: Output) -> KeyEvents {
             KeyEvent::Known => "the key service answers again: the key may be used".to_owned(),
         };
         output.note(&format!("{volume}: {text}"));
+    })
+}
+
+/// Says on stderr which snapshot was given up, and why.
+fn tell_of_snapshot(volume: VolumeId, output: Output) -> SnapshotEvents {
+    Box::new(move |SnapshotGivenUp { snapshot_id, reason }| {
+        output.note(&format!(
+            "warning: {volume}: the snapshot {snapshot_id} is not made any further: {}; to go on with it: \
+             sealblk snapshot create {volume} --resume {snapshot_id}",
+            with_causes(reason)
+        ));
     })
 }
 

@@ -112,6 +112,9 @@ pub(crate) struct LimitArgs {
     /// A client that stops within a message, or takes none of its replies, is cut after so many seconds
     #[arg(long, value_name = "SECONDS", value_parser = parse_limit, default_value = "60", help_heading = LIMITS)]
     stall_timeout: Duration,
+    /// A snapshot create that takes nothing for so many seconds loses what it is to save
+    #[arg(long, value_name = "SECONDS", value_parser = parse_limit, default_value = "600", help_heading = LIMITS)]
+    pub(crate) snapshot_stall_timeout: Duration,
     /// When ending: how long connections may take to finish what is in flight, in seconds
     #[arg(long, value_name = "SECONDS", value_parser = parse_limit, default_value = "10", help_heading = LIMITS)]
     drain_timeout: Duration,

@@ -11,7 +11,7 @@ use crate::exit::Failure;
 const VARIABLE: &str = "SEALBLK_REPOSITORY";
 
 /// The options of commands that use snapshots.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub(crate) struct RepositoryArgs {
     /// Where the snapshots are: a directory, or s3://BUCKET/PREFIX [default: $SEALBLK_REPOSITORY, else what `settings
     /// repository` says, else in the pool]

@@ -6,6 +6,7 @@
 mod attachment;
 mod certificates;
 mod client;
+pub mod hanging;
 mod key;
 mod killing;
 mod loop_device;
@@ -14,6 +15,7 @@ mod nbdkit;
 mod pool;
 mod process;
 mod repository;
+pub mod restoring;
 pub mod services;
 pub mod snapshots;
 

@@ -101,6 +101,7 @@ impl Volumes<'_> {
                 read_only: false,
                 caching: Some(if self.direct { Caching::Direct } else { Caching::Buffered }),
                 limits: Limits { max_connections: 4, ..Limits::default() },
+                snapshot_stall: AttachVolume::SNAPSHOT_STALL,
                 metrics: None,
                 key_loss: KeyLossPolicy::default(),
             },

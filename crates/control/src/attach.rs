@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sealblk_block::{BlockDevice, BlockLane, ByteDevice, Caching};
 use sealblk_nbd::{Events, ExportInfo, Limits, Listener, ServeReport, Server, Statistics};
@@ -16,7 +17,7 @@ use crate::conversation::{Answer, ControlSocket};
 use crate::endpoints::{BoundEndpoints, Endpoints, UnixEndpoint};
 use crate::error::ControlError;
 use crate::export_info::export_info;
-use crate::freezing::{Freezable, Freezing};
+use crate::freezing::{Freezable, Freezing, SnapshotEvents};
 use crate::grant::{HeldGrant, KeyUse};
 use crate::grow::{Grower, Growing};
 use crate::hold::HeldVolume;
@@ -42,10 +43,18 @@ pub struct AttachVolume {
     pub caching: Option<Caching>,
     /// What clients may cost.
     pub limits: Limits,
+    /// For how long a process that makes a snapshot may take nothing of it; then it has lost it.
+    pub snapshot_stall: Duration,
     /// Where metrics are served, if anywhere.
     pub metrics: Option<MetricsAddress>,
     /// What happens when the key can no longer be used; of an unencrypted volume nothing.
     pub key_loss: KeyLossPolicy,
+}
+
+impl AttachVolume {
+    /// What `snapshot_stall` is if nothing else is asked for: more than three times as long as a store that does not answer is
+    /// asked again.
+    pub const SNAPSHOT_STALL: Duration = Duration::from_secs(600);
 }
 
 /// A volume that is ready to be served. Dropped instead, it is detached again: sockets and announcement go, round
@@ -56,6 +65,7 @@ pub struct Attachment<'p> {
     control: ControlSocket,
     metrics: Option<MetricsServer>,
     limits: Limits,
+    snapshot_stall: Duration,
     volume: OpenVolume<'p>,
     /// What is left to be restored, and from where.
     restoration: Option<(Restoration, FetchPlan)>,
@@ -67,6 +77,7 @@ pub struct Attachment<'p> {
     key_loss: KeyLossPolicy,
     key_events: KeyEvents,
     restore_events: RestoreEvents,
+    snapshot_events: SnapshotEvents,
 }
 
 impl Pool {
@@ -123,6 +134,7 @@ impl Pool {
             control,
             metrics,
             limits,
+            snapshot_stall: request.snapshot_stall,
             volume,
             restoration,
             announcement,
@@ -132,6 +144,7 @@ impl Pool {
             key_loss,
             key_events,
             restore_events: Box::new(|_| {}),
+            snapshot_events: Box::new(|_| {}),
         })
     }
 }
@@ -161,6 +174,11 @@ impl Attachment<'_> {
         self.restore_events = events;
     }
 
+    /// Who is to hear of snapshots that their makers leave lying while it serves; otherwise nobody does.
+    pub fn on_snapshot_events(&mut self, events: SnapshotEvents) {
+        self.snapshot_events = events;
+    }
+
     /// Where metrics are served: a URL, or `unix:` and a path.
     pub fn metrics_url(&self) -> Option<&str> {
         self.metrics.as_ref().map(MetricsServer::url)
@@ -178,7 +196,7 @@ impl Attachment<'_> {
     ) -> Result<ServeReport, ControlError> {
         let watch = self.watch_key()?;
         let Self { id, endpoints, mut control, mut metrics, .. } = self;
-        let Self { limits, volume, restoration, restore_events, .. } = self;
+        let Self { limits, volume, restoration, restore_events, snapshot_stall, snapshot_events, .. } = self;
         let Self { mut announcement, info, held, pool, .. } = self;
         let statistics = Arc::<Statistics>::default();
         let source = StatisticsSource::new(id, Arc::clone(&statistics), volume.cipher_statistics());
@@ -197,6 +215,8 @@ impl Attachment<'_> {
             id,
             directory: held.directory.clone(),
             stored: volume.stored().clone(),
+            stall: snapshot_stall,
+            events: snapshot_events,
         });
         let listening = control.listen(source, growing.clone(), freezing.clone(), move || {
             stop.send_replace(true);

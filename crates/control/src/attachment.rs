@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use sealblk_kms::GrantId;
 use sealblk_record::{Document, RecordError, RecordFile};
-use sealblk_volume::VolumeDirectory;
+use sealblk_volume::{SnapshotId, VolumeDirectory};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ControlError;
@@ -49,6 +49,9 @@ pub(crate) struct AttachmentRecord {
     /// The grant it decrypts the snapshot's blocks under, while the volume is restored under another key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) restore_grant: Option<GrantRecord>,
+    /// The snapshot that it makes of the volume, which nobody serves meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) snapshot: Option<SnapshotId>,
     /// Where `detach` reaches it, if it can be reached.
     pub(crate) control_socket: Option<PathBuf>,
     /// All its socket files, to be removed after it.
@@ -80,6 +83,7 @@ impl AttachmentRecord {
             uris: Vec::new(),
             grant: None,
             restore_grant: None,
+            snapshot: None,
             control_socket: None,
             sockets: Vec::new(),
         }

@@ -28,15 +28,16 @@
 //! | offset | bytes | reply |
 //! |---|---|---|
 //! | 0 | 4 | number of the request |
-//! | 4 | 4 | 0: done; 1: a run; 2: none; 3: data; 4: zeros; 5: error |
+//! | 4 | 4 | 0: done; 1: a run; 2: none; 3: data; 4: zeros; 5: error; 6: over, the reply to no request, with the number 0 |
 //! | 8 | 8 | run: its first block |
 //! | 16 | 8 | run: the first block behind it |
-//! | 24 | 4 | how many bytes follow: data: as many as the block has; error: a message in UTF-8, at most 1024; else 0 |
+//! | 24 | 4 | how many bytes follow: data: as many as the block has; error, over: a message in UTF-8, at most 1024; else 0 |
 //! | 28 | 4 | run: 1 if the blocks are still to be taken from the snapshot that the volume was made from; error: its kind; else 0 |
 //!
 //! **next** asks for the first run at or after a block that is to be looked at; what lies between is known to the client.
 //! **read** asks for a block. **release** says that blocks will not be asked for again. **complete**, the last request, says that the
-//! client has made of them what it wanted; a client that goes away without it has given up.
+//! client has made of them what it wanted; a client that goes away without it has given up. **over** is the last
+//! that a server says: it has given up, and why.
 
 mod client;
 mod server;
@@ -49,7 +50,7 @@ use std::io;
 use std::ops::{Deref, Range};
 
 pub(crate) use client::{BlockStream, StreamedBlock};
-pub(crate) use server::{Ended, serve};
+pub(crate) use server::{Ended, Patience, serve};
 
 /// The most blocks in one release, and in one run that a server looks for.
 pub(crate) const MOST_BLOCKS: u64 = 1024;

@@ -90,8 +90,8 @@ pub enum ControlError {
     /// There is no data key to wrap anew.
     #[error("the volume {id} is not encrypted")]
     NotEncrypted { id: VolumeId },
-    /// Disabling or destroying a key that volumes depend on, without saying that this is meant.
-    #[error("the key {} is in use: {} depend on it (sealblk key users); --force does it all the same", users.kms_key_id, volumes(users))]
+    /// Disabling or destroying a key that volumes or snapshots depend on, without saying that this is meant.
+    #[error("the key {} is in use: {} depend on it (sealblk key users); --force does it all the same", users.kms_key_id, dependents(users))]
     KeyInUse { users: Box<KeyUsers> },
     /// Nobody serves it.
     #[error("the volume {id} is not attached")]
@@ -243,14 +243,20 @@ pub fn with_causes(error: &dyn Error) -> String {
     text
 }
 
-/// The volumes by name, as far as a line takes them.
-fn volumes(users: &KeyUsers) -> String {
+/// Volumes and snapshots by name, as far as a line takes them.
+fn dependents(users: &KeyUsers) -> String {
     const NAMED: usize = 5;
-    let ids = users.volumes.iter().map(|user| user.volume_id).chain(users.unreadable_volumes.iter().copied());
-    let names: Vec<String> = ids.take(NAMED).map(|id| id.to_string()).collect();
-    match users.count().saturating_sub(NAMED) {
-        0 => names.join(", "),
-        more => format!("{} and {more} more", names.join(", ")),
+    let mut names: Vec<String> = users.users().take(NAMED).collect();
+    match users.users().count().saturating_sub(NAMED) {
+        0 => {}
+        more => names.push(format!("{more} more")),
+    }
+    if let Some(reason) = &users.unreadable_snapshots {
+        names.push(format!("maybe snapshots, which cannot be listed ({reason}),"));
+    }
+    match names.pop() {
+        Some(last) if !names.is_empty() => format!("{} and {last}", names.join(", ")),
+        last => last.unwrap_or_default(),
     }
 }
 

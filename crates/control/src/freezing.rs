@@ -1,7 +1,7 @@
 //! Snapshots of an attached volume, in the process that serves it: each freezes the volume and serves its blocks to the
 //! process that asked, on a thread of its own. What that process makes of them is not known here.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -12,7 +12,7 @@ use sealblk_volume::{SnapshotId, VolumeDirectory, VolumeId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::block_stream;
+use crate::block_stream::{self, Patience};
 use crate::error::ControlError;
 use crate::keep::StoredVolume;
 use crate::offline;
@@ -22,6 +22,18 @@ use crate::snapshot::{FrozenVolume, SnapshotOperationError, Spool};
 const MOST_THREADS: usize = 4;
 /// How long a snapshot waits for the one before: for the end of one whose maker has just gone.
 const TURN_TIME: Duration = Duration::from_secs(3);
+
+/// A snapshot that was begun, and came to nothing because of who made it; the volume is served as before.
+#[derive(Debug)]
+pub struct SnapshotGivenUp {
+    /// Which it was to be.
+    pub snapshot_id: SnapshotId,
+    /// What its maker did not do.
+    pub reason: io::Error,
+}
+
+/// Who hears of it; called on a thread of its own.
+pub type SnapshotEvents = Box<dyn Fn(&SnapshotGivenUp) + Send + Sync>;
 
 /// What is asked for.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -49,11 +61,14 @@ pub(crate) enum FreezeAnswer {
 }
 
 /// What is frozen.
-#[derive(Clone)]
 pub(crate) struct Freezable {
     pub(crate) id: VolumeId,
     pub(crate) directory: VolumeDirectory,
     pub(crate) stored: StoredVolume,
+    /// For how long who makes a snapshot may take nothing: until it has, writes of clients are put aside.
+    pub(crate) stall: Duration,
+    /// Who hears of those that did.
+    pub(crate) events: SnapshotEvents,
 }
 
 /// The snapshots of a volume for as long as it is served; clones share them.
@@ -132,7 +147,7 @@ impl Shared {
     }
 
     async fn serve(&self, mut client: UnixStream, request: &FreezeRequest) {
-        let Some(Freezable { id, directory, stored }) = &self.volume else { return };
+        let Some(Freezable { id, directory, stored, stall, events }) = &self.volume else { return };
         let of = (*id, directory);
         let begun = FrozenVolume::begin(of, stored, request.snapshot_id, &request.onto, Spool::Unnamed).await;
         let frozen = match begun {
@@ -142,8 +157,11 @@ impl Shared {
         answer(&mut client, &FreezeAnswer::Frozen { base: frozen.base() });
         let stream = client.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(client));
         if let Ok(stream) = stream {
-            // However it ended, the client knows; here nothing depends on it.
-            let _ = block_stream::serve(stream, frozen).await;
+            // However it ended, the client knows, if it is there; here nothing depends on it.
+            let served = block_stream::serve(stream, frozen, Patience::Bounded(*stall)).await;
+            if let Err(reason) = served {
+                events(&SnapshotGivenUp { snapshot_id: request.snapshot_id, reason });
+            }
         }
     }
 }

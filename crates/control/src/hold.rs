@@ -12,6 +12,7 @@ use crate::backing;
 use crate::error::ControlError;
 use crate::pool::Pool;
 use crate::runtime::remove_dead;
+use crate::snapshot::SnapshotOperationError;
 
 /// A volume that nobody else attaches, deletes or works on while this lives.
 pub(crate) struct HeldVolume {
@@ -35,12 +36,22 @@ impl Pool {
         self.require(id)?;
         let directory = self.directory(id);
         let Some(lock) = LockFile::try_exclusive(directory.lock_path())? else {
-            return Err(ControlError::VolumeInUse { id, pid: self.holder(id) });
+            return Err(self.in_use(id));
         };
         // Between the caller's look and the lock the volume may have been deleted: the lock then is on a
         // directory that has another name.
         self.require(id)?;
         Ok(HeldVolume { id, directory, _lock: lock, backing: None })
+    }
+
+    /// Why the volume cannot be held, as far as its holder has said so.
+    fn in_use(&self, id: VolumeId) -> ControlError {
+        let holder = AttachmentRecord::read(&self.directory(id)).ok().flatten();
+        let pid = holder.as_ref().map(|holder| holder.pid);
+        match holder.and_then(|holder| holder.snapshot).zip(pid) {
+            Some((snapshot, pid)) => SnapshotOperationError::Saving { volume: id, snapshot, pid }.into(),
+            None => ControlError::VolumeInUse { id, pid },
+        }
     }
 
     /// The process that serves the volume, as far as it has said so.

@@ -56,9 +56,10 @@ pub use describe::{AttachmentDescription, DamagedVolume, ListedVolume, VolumeDes
 pub use endpoints::{Endpoints, InheritedClient, UnixEndpoint};
 pub use error::{ControlError, ErrorClass, with_causes};
 pub use explain::Explanation;
+pub use freezing::{SnapshotEvents, SnapshotGivenUp};
 pub use grant::KeyUse;
 pub use image::{ExportTarget, ExportVolume, ImageError, ImageFormat, ImportVolume};
-pub use key_users::{KeyRole, KeyUser, KeyUsers};
+pub use key_users::{KeyRole, KeySnapshot, KeyUser, KeyUsers};
 pub use key_watch::{KeyEvent, KeyEvents, KeyLossPolicy, OnKeyLoss};
 pub use metrics::{MalformedMetricsAddress, MetricsAddress};
 pub use modify::ModifyVolume;

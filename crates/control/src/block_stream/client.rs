@@ -221,6 +221,11 @@ impl Shared {
             let mut head = [0; REPLY_BYTES];
             from.read_exact(&mut head).await?;
             let Reply { number, outcome } = Reply::decode(&head)?;
+            if let Outcome::Over(length) = outcome {
+                let text = String::from_utf8_lossy(&bytes(&mut from, length).await?).into_owned();
+                let what = format!("the process at the other end of the block stream ended it: {text}");
+                return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+            }
             let asked = self.unanswered.borrow().get(&number).map(|unanswered| unanswered.request);
             let request = asked.ok_or_else(|| malformed("an answer that nobody asked for"))?;
             let answer = self.answer(&mut from, request, outcome).await?;
@@ -266,7 +271,8 @@ impl Shared {
 /// `length` bytes, which was checked.
 async fn bytes(from: &mut OwnedReadHalf, length: u32) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(length).expect("a block at most")];
-    from.read_exact(&mut bytes).await?;
+    let read = from.read_exact(&mut bytes).await;
+    read.map_err(|error| if error.kind() == io::ErrorKind::UnexpectedEof { broken_off() } else { error })?;
     Ok(bytes)
 }
 
@@ -285,6 +291,15 @@ fn gone() -> io::Error {
     io::Error::new(
         io::ErrorKind::ConnectionAborted,
         "the process at the other end of the block stream is gone",
+    )
+}
+
+/// Whoever waits too long for an answer to be taken can say nothing any more on that connection.
+fn broken_off() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::ConnectionAborted,
+        "the process at the other end of the block stream broke off in the middle of an answer: it is gone, or had \
+         waited too long for this process to take it, and gave up",
     )
 }
 

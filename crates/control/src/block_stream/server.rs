@@ -1,5 +1,6 @@
 //! The serving side of the block stream.
 
+use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::wire::{self, Action, HELLO_BYTES, Hello, Outcome, REQUEST_BYTES, Reply, Request, malformed};
 use super::{MOST_BLOCKS, ServeBlocks, ServedBlock};
@@ -20,8 +21,19 @@ use super::{MOST_BLOCKS, ServeBlocks, ServedBlock};
 const WINDOW: u32 = 16;
 /// How long a peer may take from the beginning of a message to its end.
 const MESSAGE_TIME: Duration = Duration::from_secs(10);
-/// How long a peer may leave a reply untaken.
+/// How long a peer may leave a reply untaken, unless something else was said.
 const TAKE_TIME: Duration = Duration::from_secs(60);
+/// How long a server that gives up may take to say so.
+const PARTING_TIME: Duration = Duration::from_secs(1);
+
+/// For how long a client may ask for nothing, and take nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Patience {
+    /// Between two requests for ever: what is served costs nobody anything.
+    Endless,
+    /// So long; then it has lost what is served.
+    Bounded(Duration),
+}
 
 /// How a stream ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,10 +45,14 @@ pub(crate) enum Ended {
 }
 
 /// Serves `blocks` to the peer of `stream` until it says that it is complete or goes away; an error: it does not keep to the
-/// protocol, or takes no replies. A peer that is silent between two requests is waited for.
+/// protocol, or `patience` with it is over.
 ///
 /// Runs on a current-thread runtime with I/O and time, inside a local task set. May be dropped at any time.
-pub(crate) async fn serve<S: ServeBlocks>(stream: UnixStream, blocks: S) -> io::Result<Ended> {
+pub(crate) async fn serve<S: ServeBlocks>(
+    stream: UnixStream,
+    blocks: S,
+    patience: Patience,
+) -> io::Result<Ended> {
     let size_bytes = blocks.size_bytes();
     let (mut from, mut to) = stream.into_split();
     in_time(TAKE_TIME, to.write_all(&Hello { size_bytes, window: WINDOW }.encode())).await?;
@@ -45,9 +61,19 @@ pub(crate) async fn serve<S: ServeBlocks>(stream: UnixStream, blocks: S) -> io::
     if Hello::decode(&hello)? != (Hello { size_bytes: 0, window: 0 }) {
         return Err(malformed("the client's hello is not a client's"));
     }
-    let server = Rc::new(Server { blocks, to: Mutex::new(to), count: block_count(size_bytes) });
+    let server = Rc::new(Server {
+        blocks,
+        to: Mutex::new(to),
+        count: block_count(size_bytes),
+        patience,
+        unanswered: Cell::new(0),
+        last_heard: Cell::new(Instant::now()),
+    });
     let mut answers = JoinSet::new();
-    let ended = answer_all(&server, &mut from, &mut answers).await;
+    let ended = tokio::select! {
+        ended = answer_all(&server, &mut from, &mut answers) => ended,
+        silent_for = server.silence() => Err(server.part(silent_for).await),
+    };
     // Nothing of `blocks` is in use any more when this returns.
     answers.shutdown().await;
     ended
@@ -68,6 +94,7 @@ async fn answer_all<S: ServeBlocks>(
             failed = failure(answers) => return Err(failed),
         };
         let Some(request) = request else { return Ok(Ended::Left) };
+        let asked = Asked::of(server);
         if request.action == Action::Complete {
             while let Some(answered) = answers.join_next().await {
                 finished(answered)?;
@@ -77,7 +104,7 @@ async fn answer_all<S: ServeBlocks>(
         let server = Rc::clone(server);
         answers.spawn_local(async move {
             let answered = server.answer(request).await;
-            drop(permit);
+            drop((permit, asked));
             answered
         });
     }
@@ -126,6 +153,71 @@ struct Server<S> {
     blocks: S,
     to: Mutex<OwnedWriteHalf>,
     count: u64,
+    patience: Patience,
+    /// While there are any, it is not the client that is waited for, unless it takes no reply.
+    unanswered: Cell<usize>,
+    /// When the last request came, or the last reply had been taken.
+    last_heard: Cell<Instant>,
+}
+
+/// A request until it is answered.
+struct Asked<S>(Rc<Server<S>>);
+
+impl<S> Asked<S> {
+    fn of(server: &Rc<Server<S>>) -> Self {
+        server.unanswered.set(server.unanswered.get() + 1);
+        Self(Rc::clone(server))
+    }
+}
+
+impl<S> Drop for Asked<S> {
+    fn drop(&mut self) {
+        self.0.unanswered.set(self.0.unanswered.get() - 1);
+        self.0.last_heard.set(Instant::now());
+    }
+}
+
+impl<S> Server<S> {
+    /// Returns when the client has asked for nothing for longer than it may: for how long.
+    async fn silence(&self) -> Duration {
+        let Patience::Bounded(most) = self.patience else { return std::future::pending().await };
+        loop {
+            let busy = self.unanswered.get() > 0;
+            let since = if busy { Instant::now() } else { self.last_heard.get() };
+            if since.elapsed() >= most {
+                return most;
+            }
+            sleep_until(since + most).await;
+        }
+    }
+
+    /// Tells the client that it has lost what was served; the error.
+    async fn part(&self, silent_for: Duration) -> io::Error {
+        let error = given_up(silent_for);
+        let text = wire::message(&error);
+        let length = u32::try_from(text.len()).expect("a short message");
+        let reply = Reply { number: 0, outcome: Outcome::Over(length) };
+        // A client that is not there for it finds its connection closed.
+        let _ = timeout(PARTING_TIME, self.send(reply, text.as_bytes())).await;
+        error
+    }
+
+    async fn send(&self, reply: Reply, tail: &[u8]) -> io::Result<()> {
+        let mut to = self.to.lock().await;
+        let sent = async {
+            to.write_all(&reply.encode()).await?;
+            to.write_all(tail).await
+        };
+        match self.patience {
+            Patience::Endless => in_time(TAKE_TIME, sent).await,
+            Patience::Bounded(most) => timeout(most, sent).await.map_err(|_| given_up(most))?,
+        }
+    }
+}
+
+fn given_up(silent_for: Duration) -> io::Error {
+    let what = format!("nothing was asked for or taken for {} seconds: given up", silent_for.as_secs());
+    io::Error::new(io::ErrorKind::TimedOut, what)
 }
 
 impl<S: ServeBlocks> Server<S> {
@@ -195,15 +287,6 @@ impl<S: ServeBlocks> Server<S> {
                 self.send(Reply { number, outcome }, text.as_bytes()).await
             }
         }
-    }
-
-    async fn send(&self, reply: Reply, tail: &[u8]) -> io::Result<()> {
-        let mut to = self.to.lock().await;
-        let sent = async {
-            to.write_all(&reply.encode()).await?;
-            to.write_all(tail).await
-        };
-        in_time(TAKE_TIME, sent).await
     }
 }
 

@@ -16,6 +16,7 @@ use super::wire::{Action, Hello, Outcome, REPLY_BYTES, REQUEST_BYTES, Reply, Req
 use super::*;
 
 const LONG: Duration = Duration::from_secs(60);
+const SHORT: Duration = Duration::from_millis(10);
 
 /// Blocks that are a byte each, repeated.
 #[derive(Default)]
@@ -93,7 +94,7 @@ fn with_client<F: Future<Output = ()>>(
 ) -> io::Result<Ended> {
     crate::offline::run(async {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
-        let serving = tokio::task::spawn_local(serve(theirs, blocks));
+        let serving = tokio::task::spawn_local(serve(theirs, blocks, Patience::Endless));
         work(BlockStream::open(ours, LONG).await.expect("greeted")).await;
         serving.await.expect("no panic")
     })
@@ -104,7 +105,7 @@ fn with_client<F: Future<Output = ()>>(
 fn server_of(bytes: &[u8]) -> io::Result<Ended> {
     crate::offline::run(async {
         let (mut ours, theirs) = UnixStream::pair().expect("a pair");
-        let serving = tokio::task::spawn_local(serve(theirs, blocks(4, 0, [(0, 1)])));
+        let serving = tokio::task::spawn_local(serve(theirs, blocks(4, 0, [(0, 1)]), Patience::Endless));
         ours.write_all(bytes).await.expect("sent");
         ours.shutdown().await.expect("shut");
         let mut replies = Vec::new();
@@ -288,4 +289,55 @@ fn a_server_that_does_not_answer_is_an_error_in_time() {
         stream.read(0).await.expect_err("no answer")
     });
     assert_eq!(error.expect("a runtime").kind(), io::ErrorKind::TimedOut);
+}
+
+/// A server that is no more patient than this.
+fn impatient(blocks: Blocks, patience: Duration) -> (UnixStream, tokio::task::JoinHandle<io::Result<Ended>>) {
+    let (ours, theirs) = UnixStream::pair().expect("a pair");
+    (ours, tokio::task::spawn_local(serve(theirs, blocks, Patience::Bounded(patience))))
+}
+
+#[test]
+fn a_client_that_asks_for_nothing_for_too_long_is_told_that_it_is_over() {
+    let (served, error) = crate::offline::run(async {
+        let (ours, serving) = impatient(blocks(4, 0, [(0, 1)]), SHORT);
+        let stream = BlockStream::open(ours, LONG).await.expect("greeted");
+        let served = serving.await.expect("no panic");
+        (served, stream.read(0).await.expect_err("given up"))
+    })
+    .expect("a runtime");
+    assert_eq!(served.expect_err("given up").kind(), io::ErrorKind::TimedOut);
+    assert!(error.kind() == io::ErrorKind::TimedOut && error.to_string().contains("given up"), "{error}");
+}
+
+#[test]
+fn a_client_that_takes_no_reply_for_too_long_is_given_up() {
+    let served = crate::offline::run(async {
+        let (mut ours, serving) = impatient(blocks(16, 0, (0..16).map(|block| (block, 1))), SHORT);
+        let reads = (0..16).map(|block| request(Action::Read, block, 0).to_vec());
+        let asked: Vec<u8> = std::iter::once(client_hello()).chain(reads).flatten().collect();
+        ours.write_all(&asked).await.expect("sent");
+        serving.await.expect("no panic")
+    });
+    assert_eq!(served.expect("a runtime").expect_err("given up").kind(), io::ErrorKind::TimedOut);
+}
+
+#[test]
+fn a_client_that_waits_for_an_answer_is_not_given_up_for_that() {
+    let two = blocks(2, 0, [(0, 1), (1, 2)]);
+    two.seen.together.set(2);
+    crate::offline::run(async {
+        let (ours, serving) = impatient(two, Duration::from_secs(1));
+        let stream = BlockStream::open(ours, LONG).await.expect("greeted");
+        let first = async {
+            // The first is answered when the second is asked for, and a silent client would have been given up by then.
+            tokio::time::sleep(Duration::from_millis(2500)).await;
+            stream.read(1).await
+        };
+        let (one, other) = tokio::join!(stream.read(0), first);
+        assert_eq!(one.expect("a block"), StreamedBlock::Data(vec![1; BLOCK_BYTES as usize]));
+        assert_eq!(other.expect("a block"), StreamedBlock::Data(vec![2; BLOCK_BYTES as usize]));
+        serving.abort();
+    })
+    .expect("a runtime");
 }

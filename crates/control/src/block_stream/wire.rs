@@ -60,6 +60,8 @@ pub(super) enum Outcome {
         kind: io::ErrorKind,
         length: u32,
     },
+    /// There will be no other reply: why, in a message of so many bytes.
+    Over(u32),
 }
 
 /// The peer does not keep to the protocol.
@@ -146,6 +148,7 @@ impl Reply {
                 let known = KINDS.iter().find(|(_, known)| *known == kind);
                 (5, 0, 0, length, known.map_or(1, |(number, _)| *number))
             }
+            Outcome::Over(length) => (6, 0, 0, length, 0),
         };
         let mut bytes = Writer::<REPLY_BYTES>::new();
         bytes.put(&self.number.to_le_bytes());
@@ -169,7 +172,8 @@ impl Reply {
             (2, 0, 0) => Outcome::None,
             (3, _, 0) => Outcome::Data(length),
             (4, 0, 0) => Outcome::Zero,
-            (5, ..) if usize::try_from(length).is_ok_and(|length| length <= MESSAGE_BYTES) => {
+            (6, _, 0) if is_message(length) => Outcome::Over(length),
+            (5, ..) if is_message(length) => {
                 let known = KINDS.iter().find(|(number, _)| *number == detail);
                 Outcome::Error { kind: known.map_or(io::ErrorKind::Other, |(_, kind)| *kind), length }
             }
@@ -177,6 +181,10 @@ impl Reply {
         };
         Ok(Self { number, outcome })
     }
+}
+
+fn is_message(length: u32) -> bool {
+    usize::try_from(length).is_ok_and(|length| length <= MESSAGE_BYTES)
 }
 
 /// An error's message with its causes, cut to what a reply takes.

@@ -136,6 +136,7 @@ pub(super) fn quietly(volume: VolumeId, read_only: bool) -> AttachVolume {
         read_only,
         caching: None,
         limits: Limits { max_connections: 16, ..Limits::default() },
+        snapshot_stall: AttachVolume::SNAPSHOT_STALL,
         metrics: None,
         key_loss: KeyLossPolicy::default(),
     }

@@ -138,14 +138,14 @@ impl SnapshotSource {
         })
     }
 
-    /// Whether the snapshot's own data key can be unwrapped now, by one of its keys: a volume under another key is filled with
-    /// it. Nobody sees the key.
+    /// Whether the snapshot's own data key can be unwrapped now, by one of its keys, for who asks: a volume under another key is
+    /// filled with it. Asked of a snapshot without any block too: no encrypted snapshot is used without the right to its
+    /// key. Nobody sees the key.
     pub(crate) fn check_key(&self, pool: &Pool, id: VolumeId) -> Result<(), ControlError> {
-        let (Some(xts), Some(_)) = (self.xts(), self.record.root) else { return Ok(()) };
+        let Some(xts) = self.xts() else { return Ok(()) };
         let context = EncryptionContext::for_resource(&xts.encryption_context_id);
-        let recovery = xts.recovery_keys.iter().map(|key| (&key.kms_key_id, &key.wrapped_key));
         let mut first_error = None;
-        for (key, wrapped) in std::iter::once((&xts.kms_key_id, &xts.wrapped_key)).chain(recovery) {
+        for (key, wrapped) in xts.wrappings() {
             let wrapped = WrappedKey(wrapped.as_bytes().to_vec());
             let request =
                 DecryptRequest { wrapped: &wrapped, key: key.as_str(), context: &context, grant: None };

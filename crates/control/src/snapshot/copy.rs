@@ -8,6 +8,7 @@
 
 mod error;
 mod explain;
+mod grants;
 mod plan;
 mod unlock;
 
@@ -24,6 +25,7 @@ use serde::Serialize;
 
 pub use self::error::CopyError;
 pub use self::explain::CopyExplanation;
+pub(crate) use self::grants::retire_left_grants;
 use self::plan::Plan;
 use super::describe::SnapshotDescription;
 use super::metadata::SnapshotMetadata;
@@ -84,6 +86,7 @@ impl Pool {
         request: &CopySnapshot,
         run: &CopyRun<'_>,
     ) -> Result<CopiedSnapshot, ControlError> {
+        [self, from].into_iter().try_for_each(retire_left_grants)?;
         offline::run(async {
             let sites = Sites::open(self, from, &from.repository).await?;
             let plan = sites.plan(request).await?;
@@ -110,6 +113,7 @@ impl Pool {
         copy: SnapshotId,
         run: &CopyRun<'_>,
     ) -> Result<CopiedSnapshot, ControlError> {
+        [self, from.unwrap_or(self)].into_iter().try_for_each(retire_left_grants)?;
         offline::run(async {
             let recorded = self.recorded_source(copy).await?;
             let (from, place) = from.map_or((self, &recorded), |from| (from, &from.repository));

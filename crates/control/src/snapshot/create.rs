@@ -84,7 +84,8 @@ impl Pool {
         let FrozenSource { stream, base, unchanged, own } =
             self.freeze_volume(volume, &freeze, plan.begun.is_some())?;
         let failed = |source| ControlError::from(SnapshotOperationError::Stream { volume, source });
-        let made = offline::run(async {
+        // A store that hangs must not keep who was asked to stop, or was given up.
+        let made = offline::run_and_leave(async {
             let stream = stream.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(stream));
             let stream = BlockStream::open(stream.map_err(failed)?, BLOCK_TIME).await.map_err(failed)?;
             let making = Making { pool: self, request, plan, base, unchanged, attached: own.is_none() };

@@ -1,9 +1,11 @@
-//! DeleteSnapshot: frees exactly what no other snapshot needs. Calls no key service.
+//! DeleteSnapshot: frees exactly what no other snapshot needs. Calls no key service, but to
+//! retire what a killed copy left there.
 
 use sealblk_snapshot::{BLOCK_BYTES, Deletion};
 use sealblk_volume::SnapshotId;
 use serde::Serialize;
 
+use super::copy::retire_left_grants;
 use super::metadata::SnapshotMetadata;
 use crate::error::ControlError;
 use crate::offline;
@@ -33,6 +35,9 @@ impl Pool {
             offline::run(async { Ok::<_, ControlError>(self.repository.open().await?.record(id).await?) })??;
         let metadata: SnapshotMetadata = record.metadata()?;
         self.require_owned(id, &metadata)?;
+        if metadata.copied_from.is_some() {
+            retire_left_grants(self)?;
+        }
         if metadata.copied_from.is_some() && record.completion_time.is_none() {
             self.give_up_copy(id)?;
         }

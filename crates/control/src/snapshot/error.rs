@@ -17,6 +17,13 @@ pub enum SnapshotOperationError {
     /// The process that serves the volume makes a snapshot of it already.
     #[error("a snapshot of the volume {volume} is in progress already")]
     InProgress { volume: VolumeId },
+    /// Nobody serves the volume, and a process that makes a snapshot of it has it.
+    #[error(
+        "the volume {volume} is in use by process {pid}, which makes the snapshot {snapshot} of it: wait until that is \
+         completed, or interrupt it (kill -INT {pid}), attach the volume, and go on with the snapshot then: sealblk \
+         snapshot create {volume} --resume {snapshot}"
+    )]
+    Saving { volume: VolumeId, snapshot: SnapshotId, pid: u32 },
     /// The process that serves the volume does not freeze it.
     #[error("no snapshot of {volume} was begun: the process that serves it reported: {message}")]
     Refused { volume: VolumeId, message: String },
@@ -50,6 +57,7 @@ impl SnapshotOperationError {
             Self::InProgress { .. } | Self::Freeze { source: FreezeError::InProgress, .. } => {
                 ("ConcurrentSnapshotLimitExceeded", ErrorClass::State)
             }
+            Self::Saving { .. } => ("VolumeInUse", ErrorClass::State),
             Self::OtherVolume { .. } => ("InvalidParameterValue", ErrorClass::Usage),
             Self::Outdated { .. } | Self::NotRestored { .. } => ("IncorrectState", ErrorClass::State),
             Self::Interrupted { source, .. } => (source.code(), source.class()),

@@ -103,7 +103,7 @@ impl Pool {
         resumed: bool,
     ) -> Result<FrozenSource, ControlError> {
         let mut held = self.hold(id)?;
-        let announcement = announce(&held.directory)?;
+        let announcement = announce(&held.directory, request.snapshot_id)?;
         let (directory, record) = self.load(id)?;
         let spool = directory.spool_path(request.snapshot_id);
         let there =
@@ -143,9 +143,10 @@ fn attached(id: VolumeId, answer: FreezeAnswer, stream: UnixStream) -> Result<Fr
 
 /// Says that this process works on the volume. What a killed server has left to be cleaned up is kept for the next attachment:
 /// retiring its grant would be a call of the key service, and a snapshot makes none.
-fn announce(directory: &VolumeDirectory) -> Result<Announcement, ControlError> {
+fn announce(directory: &VolumeDirectory, snapshot: SnapshotId) -> Result<Announcement, ControlError> {
     let stale = AttachmentRecord::read(directory)?;
     let mut holder = AttachmentRecord::of_this_process(AttachmentState::Busy, true);
+    holder.snapshot = Some(snapshot);
     let keep = stale.is_some();
     if let Some(stale) = stale {
         (holder.grant, holder.restore_grant) = (stale.grant, stale.restore_grant);
@@ -216,7 +217,9 @@ impl Server {
         // Who waits for it is there.
         let _ = begun.send(frozen.base());
         // A client that does not keep to the protocol is this very process, which knows.
-        if let Ok(block_stream::Ended::Completed) = block_stream::serve(ready, frozen).await {
+        // Both sides are this very process: it cannot wait for a part of it that stands still.
+        let served = block_stream::serve(ready, frozen, block_stream::Patience::Endless).await;
+        if let Ok(block_stream::Ended::Completed) = served {
             // What is left is removed by the next attachment.
             let _ = fs::remove_file(directory.spool_path(id));
         }

@@ -66,6 +66,12 @@ pub struct XtsSnapshot {
 }
 
 impl XtsSnapshot {
+    /// The data key under each of its keys, in the order in which they are tried.
+    pub fn wrappings(&self) -> impl Iterator<Item = (&KeyReference, &WrappedDataKey)> {
+        let recovery = self.recovery_keys.iter().map(|key| (&key.kms_key_id, &key.wrapped_key));
+        std::iter::once((&self.kms_key_id, &self.wrapped_key)).chain(recovery)
+    }
+
     /// What the data key is known by: equal for volumes and snapshots that share it (EC2: `DataEncryptionKeyId`).
     pub fn data_key_id(&self) -> DataKeyId {
         DataKeyId::of_lineage(self.lineage)

@@ -1,6 +1,7 @@
 //! Where a pool's snapshots are: a directory, or a prefix of an S3-compatible bucket.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::time::Duration;
 
 use sealblk_snapshot::{Location, Repository, StoreOptions};
@@ -15,6 +16,9 @@ const OPTIONS: [&str; 5] =
     ["endpoint", "region", "allow_http", "virtual_hosted_style_request", RETRY_SECONDS];
 /// How long a store that does not answer is asked again.
 const RETRY_SECONDS: &str = "retry_seconds";
+
+/// What a directory has that is a repository.
+const REPOSITORY: &str = "repository.json";
 
 /// A repository by its name: what can be written down. Credentials are never a part of it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -103,6 +107,19 @@ impl RepositoryPlace {
     pub(crate) fn within(mut self, patience: Duration) -> Self {
         self.options.retry_for = Some(self.options.retry_for.map_or(patience, |asked| asked.min(patience)));
         self
+    }
+
+    /// Opens it to look at what is there; `None`: it is the pool's own, and there was never a snapshot. One elsewhere that is not
+    /// there is an error: it may be a file system that is not mounted.
+    pub(crate) async fn open_to_look(&self) -> Result<Option<Repository>, ControlError> {
+        if let Location::Directory(path) = &self.location
+            && !path.join(REPOSITORY).exists()
+        {
+            let source = io::Error::new(io::ErrorKind::NotFound, "there is no repository of snapshots");
+            let missing = || ControlError::Pool { path: path.clone(), source };
+            return self.name.as_ref().map_or(Ok(None), |_| Err(missing()));
+        }
+        self.open().await.map(Some)
     }
 
     /// Opens it, and makes an empty one if there is none. In a runtime with I/O and time.

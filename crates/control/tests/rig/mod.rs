@@ -84,6 +84,7 @@ impl Rig {
             read_only: false,
             caching: None,
             limits: Limits { max_connections: 4, ..Limits::default() },
+            snapshot_stall: AttachVolume::SNAPSHOT_STALL,
         }
     }
 

@@ -15,6 +15,8 @@ pub(crate) enum Work {
     Bring(u64),
     /// Save a block before it is changed.
     Save(Arc<Freeze>, u64),
+    /// A snapshot is over: let go of where its blocks were put aside, so that the space is given back.
+    LetSpoolGo,
     /// Make all that was written durable, then say so in the map.
     Commit(Asked),
     /// Say in the map that it does not know what changed.

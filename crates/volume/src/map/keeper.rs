@@ -221,6 +221,7 @@ impl<D: BlockDevice, S: BlockDevice, F: BlockFetch> Keeper<D, S, F> {
             match work {
                 Work::Bring(block) => drop(tasks.spawn_local(keeper.bring_urgently(block))),
                 Work::Save(freeze, block) => drop(tasks.spawn_local(keeper.put_aside(freeze, block))),
+                Work::LetSpoolGo => drop(self.spool.borrow_mut().take()),
                 Work::Commit(job) => {
                     drop(tasks.spawn_local(async move { job.end(keeper.commit().await) }));
                 }

@@ -10,6 +10,7 @@ use sealblk_block::{
 
 use super::bits::Bits;
 use super::block::{covered, sectors_of, touched};
+use super::desk::Work;
 use super::device::{MappedDevice, Plan, Shared, block_bytes};
 use super::freeze::Freeze;
 use super::job::Trouble;
@@ -179,6 +180,8 @@ impl<D, S> Drop for LiveSnapshot<D, S> {
         });
         self.freeze.finish();
         *self.of.spool() = None;
+        // A keeper that has ended has let it go.
+        let _ = map.desk.put(Work::LetSpoolGo);
         map.freezing.store(false, Ordering::Release);
     }
 }

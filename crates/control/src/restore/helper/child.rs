@@ -38,7 +38,9 @@ pub fn serve_restore_helper(socket: StdUnixStream, environment: StoreOptions) ->
             Ok(snapshot) => {
                 send(&mut stream, &Opened::Ready).await.map_err(RestoreError::Helper)?;
                 if let Some(snapshot) = snapshot {
-                    let served = block_stream::serve(stream, SnapshotBlocks { snapshot }).await;
+                    // A snapshot can be read for ever: this costs nobody anything.
+                    let endless = block_stream::Patience::Endless;
+                    let served = block_stream::serve(stream, SnapshotBlocks { snapshot }, endless).await;
                     served.map_err(RestoreError::Helper)?;
                 }
             }

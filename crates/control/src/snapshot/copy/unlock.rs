@@ -2,17 +2,13 @@
 //! under grants that last no longer than that (ebs.md A.6).
 
 use sealblk_keymem::DataKey;
-use sealblk_kms::{
-    DecryptRequest, EncryptionContext, GrantOperation, GrantRequest, KmsError, KmsErrorKind, Principal,
-    WrappedKey,
-};
+use sealblk_kms::{DecryptRequest, EncryptionContext, KmsErrorKind, WrappedKey};
 use sealblk_volume::{KeyReference, SnapshotId, WrappedDataKey};
 
 use super::CopyError;
-use crate::attachment::GrantRecord;
+use super::grants::{Refusal, under_grant};
 use crate::create::usable_key;
 use crate::error::ControlError;
-use crate::grant::host_name;
 use crate::pool::Pool;
 use crate::snapshot::metadata::XtsSnapshot;
 
@@ -36,11 +32,10 @@ pub(super) fn unlock(
     snapshot: SnapshotId,
     copy: SnapshotId,
 ) -> Result<DataKey, ControlError> {
-    let context = EncryptionContext::for_resource(&encryption.encryption_context_id);
-    let recovery = encryption.recovery_keys.iter().map(|key| (&key.kms_key_id, &key.wrapped_key));
+    let context_id = &encryption.encryption_context_id;
     let mut first_error = None;
-    for (key, wrapped) in std::iter::once((&encryption.kms_key_id, &encryption.wrapped_key)).chain(recovery) {
-        match unwrap(pool, key, wrapped, &context, copy) {
+    for (key, wrapped) in encryption.wrappings() {
+        match unwrap(pool, key, wrapped, context_id, copy) {
             Ok(data_key) => {
                 if let Some(expected) = &encryption.key_check {
                     let wrong = |source| CopyError::DataKey { id: snapshot, source };
@@ -48,9 +43,10 @@ pub(super) fn unlock(
                 }
                 return Ok(data_key);
             }
-            Err(error) => {
+            Err(Refusal::Key(error)) => {
                 first_error.get_or_insert((key.to_string(), error));
             }
+            Err(Refusal::Here(error)) => return Err(error),
         }
     }
     let (key, source) = first_error.expect("an encrypted snapshot has one key at least");
@@ -62,32 +58,15 @@ fn unwrap(
     pool: &Pool,
     key: &KeyReference,
     wrapped: &WrappedDataKey,
-    context: &EncryptionContext,
+    context_id: &str,
     copy: SnapshotId,
-) -> Result<DataKey, KmsError> {
-    let grantee = Principal(format!("host:{}/{copy}", host_name()));
-    let request = GrantRequest {
-        key: key.to_string(),
-        grantee: grantee.clone(),
-        operations: vec![GrantOperation::Decrypt],
-        constraint: context.clone(),
-        // Killed before it is retired, the copy is given the same grant when it is taken up again.
-        name: Some(copy.to_string()),
-    };
-    let grant = match pool.kms.create_grant(&request) {
-        Ok(grant) => Some(grant.id),
-        Err(error) if error.kind == KmsErrorKind::NoGrants => None,
-        Err(error) => return Err(error),
-    };
-    let data_key = pool.kms.decrypt(&DecryptRequest {
-        wrapped: &WrappedKey(wrapped.as_bytes().to_vec()),
-        key: key.as_str(),
-        context,
-        grant: grant.as_ref().map(|grant| (grant, &grantee)),
-    });
-    if let Some(grant_id) = grant {
-        // Decrypt only, for this one context: one that stays lets nobody do what this host may not.
-        let _ = pool.retire(&GrantRecord { kms_key_id: key.to_string(), grant_id });
-    }
-    data_key
+) -> Result<DataKey, Refusal> {
+    under_grant(pool, key, context_id, copy, |grant| {
+        pool.kms.decrypt(&DecryptRequest {
+            wrapped: &WrappedKey(wrapped.as_bytes().to_vec()),
+            key: key.as_str(),
+            context: &EncryptionContext::for_resource(context_id),
+            grant,
+        })
+    })
 }
