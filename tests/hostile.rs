@@ -125,6 +125,73 @@ fn a_session_cut_at_every_byte_leaves_nothing_behind() {
     attachment.terminate();
 }
 
+/// What a connection's requests may hold, in KiB, and what it may hold besides.
+const BUDGET: u64 = (36 + 2) << 10;
+
+#[test]
+fn a105_a106_clients_that_stop_or_never_read_hold_their_budget_and_give_it_back() {
+    const CROWD: u64 = 8;
+    let pool = Pool::new();
+    let volume = pool.create(&["--encrypted", "--size", "64MiB"]);
+    let arguments = ["--listen", "127.0.0.1:0", "--stall-timeout", "2", "--handshake-timeout", "2"];
+    let attachment = pool.attach(&volume, &arguments);
+    let mut other = NbdClient::new(connect(&attachment));
+    other.go("").expect("GO is answered");
+    let (files, base) = (open_files(&attachment), memory(&attachment));
+    let write = RequestHeader { command: 1, length: 32 << 20, ..RequestHeader::default() }.to_bytes();
+    let read = RequestHeader { length: 1 << 20, ..RequestHeader::default() }.to_bytes();
+    let flood = option_bytes(3, b"").repeat(4096);
+    // A payload that stops; replies that nobody takes; options whose answers nobody takes.
+    let habits = [(true, [write, vec![7; 20 << 20]].concat()), (true, read.repeat(2000)), (false, flood)];
+    for (transmits, said) in habits {
+        let crowd: Vec<_> = (0..CROWD)
+            .map(|_| {
+                let stream = connect(&attachment);
+                let mut client = NbdClient::new(stream.try_clone().expect("a clone"));
+                if transmits {
+                    client.go("").expect("GO is answered");
+                } else {
+                    client.greet(MODERN).expect("the greeting");
+                }
+                let said = said.clone();
+                // It may be cut while it speaks.
+                (stream, std::thread::spawn(move || while !transmits && client.send(&said).is_ok() {}))
+            })
+            .collect();
+        for (stream, _) in crowd.iter().filter(|_| transmits) {
+            stream.set_nonblocking(true).expect("an option");
+            say_what_is_taken(stream, &said);
+        }
+        assert_eq!(other.read(0, 4).expect("a reply"), Ok(vec![0; 4]), "who is in order is served");
+        let held = memory(&attachment).saturating_sub(base);
+        assert!(held < CROWD * BUDGET, "{held} KiB");
+        assert_back_to(files, &attachment);
+        assert_eq!(other.read(0, 4).expect("a reply"), Ok(vec![0; 4]));
+        let began = Instant::now();
+        while memory(&attachment) > base + (16 << 10) {
+            assert!(began.elapsed() < PATIENCE, "{} KiB, not {base}", memory(&attachment));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        for (stream, speaker) in crowd {
+            drop(stream);
+            speaker.join().expect("it was cut");
+        }
+    }
+    attachment.terminate();
+}
+
+/// Sends as much of `said` as the server takes at once, again and again for a while.
+fn say_what_is_taken(mut stream: &TcpStream, mut said: &[u8]) {
+    let began = Instant::now();
+    while !said.is_empty() && began.elapsed() < Duration::from_millis(300) {
+        match stream.write(said) {
+            Ok(count) => said = &said[count..],
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => std::thread::yield_now(),
+            Err(_) => return,
+        }
+    }
+}
+
 /// Processor time of the process, in clock ticks of a hundredth of a second.
 fn ticks(attachment: &Attachment) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", attachment.pid())).expect("its statistics");

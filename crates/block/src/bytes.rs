@@ -38,6 +38,9 @@ struct Core<L> {
     extents: RefCell<Vec<Extent>>,
 }
 
+/// How much is zeroed under one hold of its range: what has to be written of it takes a fraction of a second.
+const ZERO_PIECE_BYTES: u64 = 64 << 20;
+
 /// An extent of nothing.
 const NOTHING: Extent = Extent { count: 0, allocation: Allocation { hole: false, zero: false } };
 
@@ -164,8 +167,7 @@ impl<L: BlockLane> ByteLane<L> {
             return Ok(());
         }
         if core.outward(&request) == request {
-            let _held = core.ranges.plain(request.clone()).await;
-            return core.lane.zero(sectors(&request), mode, durability).await;
+            return core.zero_whole(request, mode, durability).await;
         }
         if core.geometry.read_only {
             return Err(BlockError::ReadOnly { operation: OPERATION });
@@ -319,10 +321,9 @@ impl<L: BlockLane> Core<L> {
         mode: ZeroMode,
         durability: Durability,
     ) -> Result<(), BlockError> {
-        let _held = self.ranges.exclusive(self.outward(&request)).await;
         let whole = self.inward(&request);
         if !whole.is_empty() {
-            self.lane.zero(sectors(&whole), mode, durability).await?;
+            self.zero_whole(whole, mode, durability).await?;
         }
         let unit = self.unit_bytes();
         let head_end = request.start.next_multiple_of(unit).min(request.end);
@@ -336,8 +337,35 @@ impl<L: BlockLane> Core<L> {
         Ok(())
     }
 
-    /// Zeroes bytes of one unit. The range is held.
+    /// Zeroes whole units. Where zeros have to be written this takes long, and others that write odd ranges in there wait:
+    /// for a piece, not for all of it.
+    async fn zero_whole(
+        &self,
+        whole: Range<u64>,
+        mode: ZeroMode,
+        durability: Durability,
+    ) -> Result<(), BlockError> {
+        if whole.end - whole.start <= ZERO_PIECE_BYTES {
+            let _held = self.ranges.plain(whole.clone()).await;
+            return self.lane.zero(sectors(&whole), mode, durability).await;
+        }
+        let mut start = whole.start;
+        while start < whole.end {
+            let piece = start..whole.end.min(start + ZERO_PIECE_BYTES);
+            start = piece.end;
+            let _held = self.ranges.plain(piece.clone()).await;
+            self.lane.zero(sectors(&piece), mode, Durability::Volatile).await?;
+        }
+        match durability {
+            Durability::Volatile => Ok(()),
+            // Once for all pieces.
+            Durability::Durable => self.lane.flush().await,
+        }
+    }
+
+    /// Zeroes bytes of one unit.
     async fn zero_edge(&self, edge: Range<u64>, durability: Durability) -> Result<(), BlockError> {
+        let _held = self.ranges.exclusive(self.outward(&edge)).await;
         let unit = Buffer::new(self.unit_bytes() as usize); // Zeros, the payload among them.
         let zeroes = |error| match error {
             BlockError::Io { at, source, .. } => BlockError::Io { operation: Operation::Zero, at, source },

@@ -62,6 +62,11 @@ impl Gate {
         assert!(!timeout.timed_out(), "only {} of {count} operations arrived", state.arrived);
     }
 
+    /// Operations that have begun.
+    pub(crate) fn arrivals(&self) -> usize {
+        self.state().arrived
+    }
+
     /// Flushes that were completed.
     pub(crate) fn flushes(&self) -> usize {
         self.state().flushed

@@ -217,6 +217,41 @@ fn a105_replies_to_fast_requests_are_sent_while_slow_ones_wait() {
 }
 
 #[test]
+fn a_client_that_zeroes_everything_for_long_does_not_hold_up_what_others_write() {
+    const PIECE: u64 = 64 << 20;
+    let gate = Gate::default();
+    let memory = MemoryDevice::new(4 * PIECE / 512);
+    let device = ByteDevice::new(GatedDevice { memory, gate: gate.clone() });
+    for (offset, length) in [(0, 4 * PIECE), (1, 4 * PIECE - 2), (512, 4 * PIECE - 512)] {
+        let (mut zeroing, _session) = transmitting(&device);
+        let (mut other, _other_session) = transmitting(&device);
+        other.write(4 * PIECE - 900, &[9; 900]).expect("a reply").expect("written");
+        // Its second piece hangs in the store.
+        let (arrived, flushed) = (gate.arrivals(), gate.flushes());
+        gate.close_from(PIECE / 512);
+        let length = u32::try_from(length).expect("below 4 GiB");
+        let header = RequestHeader { command: 6, flags: 1, cookie: 3, offset, length };
+        zeroing.send_request(header, &[]).expect("sent");
+        gate.wait_for_arrivals(arrived + 2);
+        // Whole units, and not whole ones.
+        for (at, length) in [(4096, 4096), (5001, 77), (512, 512), (0, 5)] {
+            other.write(at, &vec![7; length]).expect("a reply").expect("written");
+        }
+        gate.open();
+        assert_eq!(zeroing.reply().expect("a reply"), (3, 0));
+        assert_eq!(gate.flushes(), flushed + 1, "durable once, for all of it");
+        let end = u64::from(length) + offset;
+        let tail = other.read(end - 800, 800).expect("a reply");
+        assert_eq!(tail, Ok(vec![0; 800]));
+        assert_eq!(
+            other.read(5001, 77).expect("a reply"),
+            Ok(vec![7; 77]),
+            "written after its piece was zeroed"
+        );
+    }
+}
+
+#[test]
 fn a106_an_idle_connection_is_kept() {
     // Longer than the handshake's deadline, which is short here: it must not count any more.
     let limits = Limits { handshake: Duration::from_millis(100), ..Limits::default() };
