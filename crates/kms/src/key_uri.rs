@@ -92,8 +92,13 @@ const TRANSIT_SHAPE: &str = "transit:https://HOST:PORT/MOUNT/keys/NAME";
 const EXEC_SHAPE: &str = "exec:/PATH/TO/PROGRAM?key=KEY, the path absolute and without '?'";
 
 impl KeyUri {
-    /// Parses any of the forms.
+    /// Parses any of the forms. A name whose canonical form would be too long is refused too: that form is what is stored.
     pub fn parse(text: &str) -> Result<Self, KeyUriError> {
+        let uri = Self::parse_form(text)?;
+        if uri.to_string().len() > REFERENCE_BYTES_MAX { Err(KeyUriError::Text) } else { Ok(uri) }
+    }
+
+    fn parse_form(text: &str) -> Result<Self, KeyUriError> {
         if text.is_empty() || text.len() > REFERENCE_BYTES_MAX || !text.bytes().all(|c| c.is_ascii_graphic())
         {
             return Err(KeyUriError::Text);
@@ -267,6 +272,16 @@ mod tests {
             assert_eq!(KeyUri::parse(text).map(|uri| uri.to_string()), Ok(text.to_owned()));
         }
         assert_eq!(KeyUri::parse("local:alias/x"), Ok(KeyUri::Local("alias/x".to_owned())));
+    }
+
+    #[test]
+    fn a_name_whose_canonical_form_is_too_long_is_refused_before_it_is_stored() {
+        // Each of these characters is three in the canonical form.
+        let name = |count: usize| format!("pkcs11:object={}", "=".repeat(count));
+        let longest = (REFERENCE_BYTES_MAX - "pkcs11:object=".len()) / 3;
+        let uri = KeyUri::parse(&name(longest)).expect("it fits");
+        assert_eq!(KeyUri::parse(&uri.to_string()), Ok(uri));
+        assert_eq!(KeyUri::parse(&name(longest + 1)), Err(KeyUriError::Text));
     }
 
     #[test]
