@@ -5,8 +5,12 @@
 mod seaweed;
 mod support;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use seaweed::Seaweed;
@@ -57,6 +61,55 @@ impl Site {
     }
 }
 
+/// A way to the server that takes so many bytes and then no more, until the server is lost.
+struct Gate {
+    endpoint: String,
+    full: Receiver<()>,
+}
+
+impl Gate {
+    fn to(server: &Seaweed, most_bytes: usize) -> Self {
+        let [(_, endpoint), ..] = server.environment();
+        let server = endpoint.strip_prefix("http://").expect("plain HTTP").to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let endpoint = format!("http://{}", listener.local_addr().expect("bound"));
+        let (tell, full) = channel();
+        let passed = Arc::new(AtomicUsize::new(0));
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                // Without a server the client finds its connection closed.
+                let Ok(server) = TcpStream::connect(&server) else { continue };
+                let (from, to) = (client.try_clone().expect("a clone"), server.try_clone().expect("a clone"));
+                let (passed, tell) = (Arc::clone(&passed), tell.clone());
+                std::thread::spawn(move || {
+                    forward(from, to, |bytes| {
+                        let all = passed.fetch_add(bytes, Ordering::SeqCst) + bytes;
+                        // Who waits for it may have what it wanted.
+                        all <= most_bytes || tell.send(()).is_err()
+                    })
+                });
+                std::thread::spawn(move || {
+                    forward(server, client.try_clone().expect("a clone"), |_| true);
+                    let _ = client.shutdown(Shutdown::Both);
+                });
+            }
+        });
+        Self { endpoint, full }
+    }
+}
+
+/// Passes bytes on until the end, or as long as `more` says.
+fn forward(mut from: TcpStream, mut to: TcpStream, more: impl Fn(usize) -> bool) {
+    let mut bytes = vec![0; 64 * 1024];
+    while let Ok(count @ 1..) = from.read(&mut bytes) {
+        // From then on nothing is read: the sockets stay open, in the other thread's hands.
+        if !more(count) || to.write_all(&bytes[..count]).is_err() {
+            return;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Write);
+}
+
 /// One server for all: starting it takes seconds.
 #[test]
 fn r8_snapshots_are_kept_in_an_s3_store() {
@@ -102,8 +155,11 @@ fn a_store_that_is_lost_is_an_error_that_says_how_to_go_on(site: &mut Site) {
     let attachment = site.pool.attach(&volume, &[]);
     site.write(&attachment, 3, 200);
     let args = ["snapshot", "create", &volume, "--repository-option", "retry_seconds=2"];
+    // A tenth of it gets there.
+    let gate = Gate::to(&site.server, 10 * MIB as usize);
     let mut child = site
         .command(&args)
+        .env("AWS_ENDPOINT_URL", &gate.endpoint)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -113,17 +169,16 @@ fn a_store_that_is_lost_is_an_error_that_says_how_to_go_on(site: &mut Site) {
     let mut said = String::new();
     errors.read_line(&mut said).expect("a note");
     assert!(said.contains("begun"), "{said}");
+    gate.full.recv_timeout(Duration::from_secs(120)).expect("it saves blocks");
     site.server.kill();
     let status = wait_within(&mut child, Duration::from_secs(120)).expect("it gives up");
     errors.read_to_string(&mut said).expect("text");
     site.server.restart();
     let listed = site.json(&["snapshot", "list", "--volume", &volume]);
     let id = listed["Snapshots"][0]["SnapshotId"].as_str().expect("its record is there").to_owned();
-    if !status.success() {
-        assert_eq!(status.code(), Some(exit::UNREACHABLE), "{said}");
-        assert!(said.contains(&format!("snapshot create {volume} --resume {id}")), "{said}");
-        assert_eq!(listed["Snapshots"][0]["State"], "pending");
-    }
+    assert_eq!(status.code(), Some(exit::UNREACHABLE), "{said}");
+    assert!(said.contains(&format!("snapshot create {volume} --resume {id}")), "{said}");
+    assert_eq!(listed["Snapshots"][0]["State"], "pending");
     assert_eq!(site.ok(&["snapshot", "create", &volume, "--resume", &id]), id);
     attachment.terminate();
     site.assert_holds(&id, &volume);

@@ -5,7 +5,6 @@
 //! This crate knows nothing of encryption or NBD.
 #![deny(unsafe_code)]
 
-mod backing;
 pub mod blank;
 mod buffer;
 mod bytes;
@@ -19,7 +18,6 @@ mod sector;
 mod store;
 mod sync_gate;
 
-pub use backing::{Backing, BackingLane};
 pub use buffer::Buffer;
 pub use bytes::{ByteDevice, ByteExtent, ByteLane};
 pub use device::{Allocation, BlockDevice, BlockLane, Completion, Durability, Extent, Geometry, ZeroMode};

@@ -5,7 +5,7 @@ mod lanes;
 use lanes::{buffer_of, file_in, on_a_lane_thread, open, pattern};
 use proptest::prelude::*;
 use sealblk_block::{
-    Backing, BlockError, ByteDevice, ByteExtent, Caching, Durability, FileDevice, MemoryDevice, ZeroMode,
+    BlockDevice, BlockError, ByteDevice, ByteExtent, Caching, Durability, FileDevice, MemoryDevice, ZeroMode,
 };
 
 const SIZE: u64 = 256 * 1024;
@@ -44,7 +44,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-async fn run(device: Backing, steps: &[Step]) {
+async fn run<D: BlockDevice>(device: D, steps: &[Step]) {
     let device = ByteDevice::new(device);
     let lane = device.open_lane(4).expect("a lane");
     let unit = u64::from(device.geometry().unit_bytes);
@@ -124,7 +124,7 @@ proptest! {
     #[test]
     fn memory_agrees_with_the_model(steps in prop::collection::vec(step(), 1..40), shift in 0..4_u32) {
         let device = MemoryDevice::new(SIZE / 512).with_unit(512 << (shift * 2));
-        on_a_lane_thread(async || run(device.into(), &steps).await);
+        on_a_lane_thread(async || run(device, &steps).await);
     }
 
     #[test]
@@ -135,7 +135,7 @@ proptest! {
                     continue;
                 }
                 let (device, _file) = file_device(&directory, caching);
-                on_a_lane_thread(async || run(device.into(), &steps).await);
+                on_a_lane_thread(async || run(device, &steps).await);
             }
         }
     }

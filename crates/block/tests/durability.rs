@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use lanes::{buffer_of, on_a_lane_thread, on_each_store, pattern};
 use sealblk_block::{
-    Backing, BlockDevice, BlockLane, Buffer, ByteDevice, Durability, Lba, MemoryDevice, SectorRange, ZeroMode,
+    BlockDevice, BlockLane, Buffer, ByteDevice, Durability, Lba, MemoryDevice, SectorRange, ZeroMode,
 };
 
 const SIZE: u64 = 1 << 20;
@@ -100,7 +100,7 @@ fn a_read_on_another_lane_sees_what_was_acknowledged() {
 
 /// Each thread owns every third byte of the same few units, and only ever writes those, one by one or by
 /// rewriting whole units that nobody else owns: any lost update shows in the final bytes.
-fn neighbours(device: &ByteDevice<Backing>) {
+fn neighbours<D: BlockDevice>(device: &ByteDevice<D>) {
     const THREADS: u64 = 3;
     const ROUNDS: u64 = 300;
     let unit = u64::from(device.geometry().unit_bytes);
@@ -139,9 +139,9 @@ fn neighbours(device: &ByteDevice<Backing>) {
 
 #[test]
 fn writers_of_adjacent_bytes_on_many_lanes_lose_no_update() {
-    neighbours(&ByteDevice::new(MemoryDevice::new(SIZE / 512).into()));
-    neighbours(&ByteDevice::new(MemoryDevice::new(SIZE / 512).with_unit(4096).into()));
-    on_each_store(SIZE, |device, _| neighbours(&ByteDevice::new(device.into())));
+    neighbours(&ByteDevice::new(MemoryDevice::new(SIZE / 512)));
+    neighbours(&ByteDevice::new(MemoryDevice::new(SIZE / 512).with_unit(4096)));
+    on_each_store(SIZE, |device, _| neighbours(&ByteDevice::new(device)));
 }
 
 /// Aligned writes of whole units race with single-byte writes into the same units. Every byte that is only
@@ -149,7 +149,7 @@ fn writers_of_adjacent_bytes_on_many_lanes_lose_no_update() {
 #[test]
 fn a_whole_unit_write_is_never_undone_by_a_neighbours_read_modify_write() {
     const ROUNDS: u64 = 2000;
-    let device = ByteDevice::new(Backing::from(MemoryDevice::new(SIZE / 512)));
+    let device = ByteDevice::new(MemoryDevice::new(SIZE / 512));
     std::thread::scope(|scope| {
         let device = &device;
         scope.spawn(move || {

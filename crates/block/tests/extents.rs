@@ -5,9 +5,7 @@ mod lanes;
 use std::os::unix::fs::MetadataExt;
 
 use lanes::{buffer_of, on_a_lane_thread, on_each_store, pattern};
-use sealblk_block::{
-    Backing, BlockDevice, BlockLane, Durability, Extent, Lba, MemoryDevice, SectorRange, ZeroMode,
-};
+use sealblk_block::{BlockDevice, BlockLane, Durability, Extent, Lba, MemoryDevice, SectorRange, ZeroMode};
 
 const SIZE: u64 = 4 << 20;
 const BLOCK: u64 = 128; // Sectors in 64 KiB: whole blocks of any store here.
@@ -54,7 +52,7 @@ async fn write_map_trim<D: BlockDevice>(device: &D) {
 fn holes_and_data_are_told_apart_exactly() {
     on_a_lane_thread(async || write_map_trim(&MemoryDevice::new(SIZE / 512)).await);
     on_each_store(SIZE, |device, _| {
-        on_a_lane_thread(async || write_map_trim(&Backing::from(device.clone())).await);
+        on_a_lane_thread(async || write_map_trim(&device).await);
     });
 }
 

@@ -91,7 +91,7 @@ pub enum ControlError {
     #[error("the volume {id} is not encrypted")]
     NotEncrypted { id: VolumeId },
     /// Disabling or destroying a key that volumes or snapshots depend on, without saying that this is meant.
-    #[error("the key {} is in use: {} depend on it (sealblk key users); --force does it all the same", users.kms_key_id, dependents(users))]
+    #[error("the key {} {} (sealblk key users); --force does it all the same", users.kms_key_id, use_of(users))]
     KeyInUse { users: Box<KeyUsers> },
     /// Nobody serves it.
     #[error("the volume {id} is not attached")]
@@ -243,20 +243,25 @@ pub fn with_causes(error: &dyn Error) -> String {
     text
 }
 
-/// Volumes and snapshots by name, as far as a line takes them.
-fn dependents(users: &KeyUsers) -> String {
+/// Who uses a key, by name, as far as a line takes them, and what is not known about that.
+fn use_of(users: &KeyUsers) -> String {
     const NAMED: usize = 5;
+    let unknown = users.unreadable_snapshots.as_deref();
+    let unknown =
+        unknown.map(|reason| format!("the snapshots that may depend on it cannot be listed: {reason}"));
     let mut names: Vec<String> = users.users().take(NAMED).collect();
-    match users.users().count().saturating_sub(NAMED) {
-        0 => {}
-        more => names.push(format!("{more} more")),
+    let more = users.users().count().saturating_sub(NAMED);
+    if more > 0 {
+        names.push(format!("{more} more"));
     }
-    if let Some(reason) = &users.unreadable_snapshots {
-        names.push(format!("maybe snapshots, which cannot be listed ({reason}),"));
-    }
-    match names.pop() {
-        Some(last) if !names.is_empty() => format!("{} and {last}", names.join(", ")),
-        last => last.unwrap_or_default(),
+    let used = names.pop().map(|last| match names.as_slice() {
+        [] => format!("is in use: {last} depends on it"),
+        others => format!("is in use: {} and {last} depend on it", others.join(", ")),
+    });
+    match (used, unknown) {
+        (Some(used), Some(unknown)) => format!("{used}, and {unknown}"),
+        (Some(used), None) => used,
+        (None, unknown) => format!("may be in use: {}", unknown.unwrap_or_default()),
     }
 }
 

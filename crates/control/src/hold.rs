@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::path::Path;
 
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 use sealblk_kms::{Kms, KmsErrorKind};
 use sealblk_record::LockFile;
 use sealblk_volume::{VolumeDirectory, VolumeId};
@@ -48,7 +50,9 @@ impl Pool {
     fn in_use(&self, id: VolumeId) -> ControlError {
         let holder = AttachmentRecord::read(&self.directory(id)).ok().flatten();
         let pid = holder.as_ref().map(|holder| holder.pid);
-        match holder.and_then(|holder| holder.snapshot).zip(pid) {
+        // One that was killed has left its word, and somebody else has the volume now.
+        let saving = holder.filter(|holder| is_there(holder.pid)).and_then(|holder| holder.snapshot);
+        match saving.zip(pid) {
             Some((snapshot, pid)) => SnapshotOperationError::Saving { volume: id, snapshot, pid }.into(),
             None => ControlError::VolumeInUse { id, pid },
         }
@@ -79,6 +83,12 @@ impl Pool {
     pub(crate) fn retire(&self, grant: &GrantRecord) -> Result<(), ControlError> {
         retire(&*self.kms, grant)
     }
+}
+
+/// Whether there is such a process, whosever.
+fn is_there(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    pid.is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH))
 }
 
 /// Retires a grant that may be gone already.

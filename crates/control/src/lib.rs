@@ -34,6 +34,7 @@ mod materialize;
 mod metrics;
 mod modify;
 mod offline;
+mod offline_work;
 mod open;
 mod outcome;
 mod place;
@@ -46,6 +47,7 @@ mod snapshot;
 mod stats;
 mod store;
 mod uri;
+mod wherever;
 
 pub use attach::{AttachVolume, Attachment};
 pub use attachment::AttachmentState;

@@ -3,11 +3,10 @@
 use sealblk_snapshot::Stop;
 use sealblk_volume::{MaterializeProgress, Materialized, VolumeId};
 
-use crate::attachment::{Announcement, AttachmentRecord, AttachmentState};
 use crate::error::ControlError;
 use crate::keep::Keeping;
 use crate::offline;
-use crate::open::{OpenHow, OpenVolume};
+use crate::open::OpenVolume;
 use crate::pool::Pool;
 use crate::restore::bring_all;
 
@@ -24,16 +23,10 @@ impl Pool {
         let mut held = self.hold(id)?;
         self.clean_up_after_predecessor(&held)?;
         let (_, record) = self.load(id)?;
-        let holder = AttachmentRecord::of_this_process(AttachmentState::Busy, false);
-        let mut announcement = Announcement::make(&held.directory, holder)?;
-        let how = OpenHow { read_only: false, caching: None };
-        let volume = self.open_volume(&mut held, &record, how, &mut announcement)?;
-        let (directory, now) = self.load(id)?;
-        let prepared = self.prepare_restoration(&directory, &now, &volume, &mut announcement)?;
-        let (restoration, plan) = prepared.unzip();
+        let (work, volume, plan) = self.begin_offline_work(&mut held, &record)?;
         match volume {
             OpenVolume::Plain(_) => {
-                announcement.withdraw()?;
+                work.end_undone()?;
                 Ok(Materialized::NotEncrypted)
             }
             OpenVolume::Encrypted(volume, grant, _) => {
@@ -47,20 +40,7 @@ impl Pool {
                     keeping.close().await.map(|()| done)
                 });
                 drop(volume);
-                let done = done.flatten();
-                let finished = restoration.map_or(Ok(()), |mut restoration| match &done {
-                    Ok(_) => offline::run(async { restoration.finish().await })?,
-                    Err(_) => restoration.abandon(),
-                });
-                let retired = grant.retire();
-                if retired.is_err() || finished.is_err() {
-                    announcement.keep_for_successor();
-                }
-                let done = done?;
-                retired?;
-                finished?;
-                announcement.withdraw()?;
-                Ok(done)
+                work.end(done.flatten(), Some(grant))
             }
         }
     }

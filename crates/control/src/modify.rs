@@ -4,7 +4,8 @@
 //! is sealed. The size of an attached one is changed by the process that serves it, which has what seals the record
 //! (`grow.rs`). The order is the same: first the room, durably, then the record, then what may be behind the record.
 
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
 use sealblk_volume::{Access, EncryptedVolume, Sealer, VolumeId, VolumeName, VolumeRecord, VolumeSize};
 
@@ -18,10 +19,6 @@ use crate::open::OpenHow;
 use crate::pool::{Pool, change_record};
 use crate::store::StoreDevice;
 
-/// How long a process that attaches or detaches the volume may be in the way.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How long to wait before a look at whether it still is.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// What the process that serves the volume may take: it may have to read what is behind the old end.
 const GROWING_TIME: Duration = Duration::from_secs(600);
 
@@ -59,33 +56,11 @@ impl Pool {
     }
 
     fn grow_volume(&self, id: VolumeId, size: VolumeSize) -> Result<(), ControlError> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let pid = match self.grow_detached(id, size) {
-                Err(ControlError::VolumeInUse { pid, .. }) => pid,
-                other => return other,
-            };
-            if let Some(holder) = AttachmentRecord::read(&self.directory(id))? {
-                match (holder.state, &holder.control_socket) {
-                    (AttachmentState::Busy, _) => return Err(ControlError::VolumeInUse { id, pid }),
-                    (AttachmentState::Attached, Some(socket)) => {
-                        if let Ok(Some(answer)) = ask_to_grow(socket, size, GROWING_TIME) {
-                            return answer.map_err(|(class, message)| ControlError::GrowFailed {
-                                id,
-                                class,
-                                message,
-                            });
-                        }
-                    }
-                    _ => {}
-                }
-            }
-            // It attaches, or detaches: neither takes long.
-            if Instant::now() >= deadline {
-                return Err(ControlError::VolumeInUse { id, pid });
-            }
-            std::thread::sleep(LOOK_AGAIN);
-        }
+        let there = |socket: &Path| {
+            let answer = ask_to_grow(socket, size, GROWING_TIME).ok().flatten()?;
+            Some(answer.map_err(|(class, message)| ControlError::GrowFailed { id, class, message }))
+        };
+        self.wherever_it_is(id, || self.grow_detached(id, size), there)
     }
 
     fn grow_detached(&self, id: VolumeId, size: VolumeSize) -> Result<(), ControlError> {

@@ -26,6 +26,7 @@ mod secret_file;
 mod service;
 pub mod transit;
 mod trusted_file;
+mod wrapping;
 
 pub use context::EncryptionContext;
 pub use error::{KmsError, KmsErrorKind};

@@ -6,12 +6,11 @@ use sealblk_snapshot::Stop;
 use sealblk_volume::VolumeId;
 
 use super::error::RestoreError;
-use crate::attachment::{Announcement, AttachmentRecord, AttachmentState};
 use crate::describe::VolumeDescription;
 use crate::error::ControlError;
 use crate::keep::{Keeping, StoredVolume};
 use crate::offline;
-use crate::open::{OpenHow, OpenVolume};
+use crate::open::OpenVolume;
 use crate::pool::Pool;
 
 /// How often progress is told, and it is looked whether to stop.
@@ -36,13 +35,7 @@ impl Pool {
             drop(held);
             return self.describe_volume(id);
         }
-        let holder = AttachmentRecord::of_this_process(AttachmentState::Busy, false);
-        let mut announcement = Announcement::make(&held.directory, holder)?;
-        let how = OpenHow { read_only: false, caching: None };
-        let volume = self.open_volume(&mut held, &record, how, &mut announcement)?;
-        let (directory, now) = self.load(id)?;
-        let prepared = self.prepare_restoration(&directory, &now, &volume, &mut announcement)?;
-        let (restoration, plan) = prepared.unzip();
+        let (work, volume, plan) = self.begin_offline_work(&mut held, &record)?;
         let stored = volume.stored().clone();
         let keeping = Keeping::start(id, stored.clone(), plan)?;
         let brought = offline::run(async {
@@ -56,18 +49,7 @@ impl Pool {
             OpenVolume::Plain(_) => None,
             OpenVolume::Encrypted(_, grant, _) => Some(grant),
         };
-        let finished = restoration.map_or(Ok(()), |mut restoration| match &brought {
-            Ok(()) => offline::run(async { restoration.finish().await })?,
-            Err(_) => restoration.abandon(),
-        });
-        let retired = grant.map_or(Ok(()), |grant| grant.retire());
-        if finished.is_err() || retired.is_err() {
-            announcement.keep_for_successor();
-        }
-        brought?;
-        finished?;
-        retired?;
-        announcement.withdraw()?;
+        work.end(brought, grant)?;
         drop(held);
         self.describe_volume(id)
     }

@@ -4,9 +4,10 @@
 use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sealblk_volume::map::{Background, NoSource};
 use sealblk_volume::{SnapshotId, VolumeDirectory, VolumeId, VolumeRecord};
@@ -25,9 +26,6 @@ use crate::open::OpenHow;
 use crate::pool::Pool;
 use crate::store::StoreDevice;
 
-/// How long a volume may take to come or go.
-const PATIENCE: Duration = Duration::from_secs(10);
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How long writes that are on their way when a volume is frozen may take.
 const FREEZING_TIME: Duration = Duration::from_secs(60);
 
@@ -69,31 +67,11 @@ impl Pool {
         request: &FreezeRequest,
         resumed: bool,
     ) -> Result<FrozenSource, ControlError> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let pid = match self.freeze_detached(id, request, resumed) {
-                Err(ControlError::VolumeInUse { pid, .. }) => pid,
-                other => return other,
-            };
-            if let Some(holder) = AttachmentRecord::read(&self.directory(id))? {
-                match (holder.state, &holder.control_socket) {
-                    (AttachmentState::Busy, _) => return Err(ControlError::VolumeInUse { id, pid }),
-                    (AttachmentState::Attached, Some(socket)) => {
-                        if let Ok(Some((answer, stream))) =
-                            ask_to_freeze(socket, request.clone(), FREEZING_TIME)
-                        {
-                            return attached(id, answer, stream);
-                        }
-                    }
-                    _ => {}
-                }
-            }
-            // It attaches, or detaches: neither takes long.
-            if Instant::now() >= deadline {
-                return Err(ControlError::VolumeInUse { id, pid });
-            }
-            std::thread::sleep(LOOK_AGAIN);
-        }
+        let there = |socket: &Path| {
+            let frozen = ask_to_freeze(socket, request.clone(), FREEZING_TIME).ok().flatten();
+            frozen.map(|(answer, stream)| attached(id, answer, stream))
+        };
+        self.wherever_it_is(id, || self.freeze_detached(id, request, resumed), there)
     }
 
     fn freeze_detached(

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
-use sealblk_snapshot::{Location, Repository, StoreOptions};
+use sealblk_snapshot::{Location, Repository, SnapshotError, StoreOptions};
 use sealblk_volume::SnapshotRepository;
 use serde::{Deserialize, Serialize};
 
@@ -115,9 +115,12 @@ impl RepositoryPlace {
         if let Location::Directory(path) = &self.location
             && !path.join(REPOSITORY).exists()
         {
-            let source = io::Error::new(io::ErrorKind::NotFound, "there is no repository of snapshots");
-            let missing = || ControlError::Pool { path: path.clone(), source };
-            return self.name.as_ref().map_or(Ok(None), |_| Err(missing()));
+            let missing = || SnapshotError::Local {
+                step: "list the snapshots in",
+                path: path.display().to_string(),
+                source: io::Error::new(io::ErrorKind::NotFound, "there is no repository"),
+            };
+            return self.name.as_ref().map_or(Ok(None), |_| Err(missing().into()));
         }
         self.open().await.map(Some)
     }
@@ -134,7 +137,7 @@ fn seconds(text: &str) -> Result<Duration, ControlError> {
 }
 
 fn invalid(reason: String) -> ControlError {
-    sealblk_snapshot::SnapshotError::Location { reason }.into()
+    SnapshotError::Location { reason }.into()
 }
 
 #[cfg(test)]

@@ -29,14 +29,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::attempt::Attempt;
 use crate::context::EncryptionContext;
-use crate::data_key::{self, halves_differ};
+use crate::data_key::halves_differ;
 use crate::error::{KmsError, KmsErrorKind};
 use crate::helper::{Exchange, Fault, Start};
 use crate::key_uri::KeyUri;
-use crate::service::{
-    DecryptRequest, Grant, GrantId, GrantRequest, KeyMetadata, KeyState, Kms, ReEncryptRequest, WrappedKey,
-};
+use crate::service::{KeyMetadata, KeyState, WrappedKey};
 use crate::trusted_file;
+use crate::wrapping::WrappingService;
 
 const VERSION: u32 = 1;
 /// The longest reply taken, in bytes.
@@ -200,6 +199,35 @@ impl ExecKms {
         }
     }
 
+    fn wrapped(&self, attempt: Attempt<'_>, reply: Reply) -> Result<WrappedKey, KmsError> {
+        let wrapped = reply.ciphertext.and_then(|text| STANDARD.decode(text).ok());
+        let wrapped = wrapped.filter(|bytes| (1..=WRAPPED_BYTES_MAX).contains(&bytes.len()));
+        let wrapped =
+            wrapped.ok_or_else(|| self.complain(attempt, "gave no Ciphertext of 1 to 6144 bytes"))?;
+        Ok(WrappedKey(wrapped))
+    }
+}
+
+impl WrappingService for ExecKms {
+    fn describe(&self, attempt: Attempt<'_>) -> Result<KeyMetadata, KmsError> {
+        let name = self.key(attempt)?;
+        let request = Request {
+            version: VERSION,
+            operation: Operation::Describe,
+            key: &name,
+            encryption_context: None,
+            ciphertext: None,
+            key_descriptor: None,
+        };
+        let reply = self.run(attempt, Operation::Describe, &request, None)?;
+        let metadata = KeyMetadata::symmetric(name.as_str(), attempt.key, KeyState::Enabled);
+        Ok(KeyMetadata {
+            origin: "EXTERNAL".to_owned(),
+            description: reply.description.unwrap_or_default(),
+            ..metadata
+        })
+    }
+
     fn wrap(
         &self,
         attempt: Attempt<'_>,
@@ -229,14 +257,6 @@ impl ExecKms {
         self.wrapped(attempt, self.run(attempt, Operation::Encrypt, &request, Some(theirs))?)
     }
 
-    fn wrapped(&self, attempt: Attempt<'_>, reply: Reply) -> Result<WrappedKey, KmsError> {
-        let wrapped = reply.ciphertext.and_then(|text| STANDARD.decode(text).ok());
-        let wrapped = wrapped.filter(|bytes| (1..=WRAPPED_BYTES_MAX).contains(&bytes.len()));
-        let wrapped =
-            wrapped.ok_or_else(|| self.complain(attempt, "gave no Ciphertext of 1 to 6144 bytes"))?;
-        Ok(WrappedKey(wrapped))
-    }
-
     fn unwrap(
         &self,
         attempt: Attempt<'_>,
@@ -262,65 +282,6 @@ impl ExecKms {
         self.run(attempt, Operation::Decrypt, &request, Some(theirs))?;
         let data_key = DataKey::init(|bytes| read_key(&ours, bytes));
         data_key.map_err(|fault| self.fault(attempt, &fault))
-    }
-}
-
-impl Kms for ExecKms {
-    fn describe_key(&self, key: &str) -> Result<KeyMetadata, KmsError> {
-        let attempt = Attempt { operation: "DescribeKey", key };
-        let name = self.key(attempt)?;
-        let request = Request {
-            version: VERSION,
-            operation: Operation::Describe,
-            key: &name,
-            encryption_context: None,
-            ciphertext: None,
-            key_descriptor: None,
-        };
-        let reply = self.run(attempt, Operation::Describe, &request, None)?;
-        let metadata = KeyMetadata::symmetric(name.as_str(), key, KeyState::Enabled);
-        Ok(KeyMetadata {
-            origin: "EXTERNAL".to_owned(),
-            description: reply.description.unwrap_or_default(),
-            ..metadata
-        })
-    }
-
-    fn generate_data_key_without_plaintext(
-        &self,
-        key: &str,
-        context: &EncryptionContext,
-    ) -> Result<WrappedKey, KmsError> {
-        let attempt = Attempt { operation: "GenerateDataKeyWithoutPlaintext", key };
-        let data_key = data_key::generate().map_err(|error| attempt.misconfigured(&error))?;
-        self.wrap(attempt, &data_key, context)
-    }
-
-    fn decrypt(&self, request: &DecryptRequest<'_>) -> Result<DataKey, KmsError> {
-        self.unwrap(Attempt { operation: "Decrypt", key: request.key }, request.wrapped, request.context)
-    }
-
-    fn encrypt(
-        &self,
-        key: &str,
-        data_key: &DataKey,
-        context: &EncryptionContext,
-    ) -> Result<WrappedKey, KmsError> {
-        self.wrap(Attempt { operation: "Encrypt", key }, data_key, context)
-    }
-
-    fn re_encrypt(&self, request: &ReEncryptRequest<'_>) -> Result<WrappedKey, KmsError> {
-        let attempt = Attempt { operation: "Decrypt", key: request.from_key };
-        let data_key = self.unwrap(attempt, request.wrapped, request.from_context)?;
-        self.encrypt(request.to_key, &data_key, request.to_context)
-    }
-
-    fn create_grant(&self, request: &GrantRequest) -> Result<Grant, KmsError> {
-        Err(Attempt { operation: "CreateGrant", key: &request.key }.no_grants())
-    }
-
-    fn retire_grant(&self, key: &str, _grant: &GrantId) -> Result<(), KmsError> {
-        Err(Attempt { operation: "RetireGrant", key }.no_grants())
     }
 }
 

@@ -37,10 +37,9 @@ use crate::context::EncryptionContext;
 use crate::data_key::{self, DataKeyError};
 use crate::error::{KmsError, KmsErrorKind};
 use crate::key_uri::KeyUri;
-use crate::service::{
-    DecryptRequest, Grant, GrantId, GrantRequest, KeyMetadata, Kms, ReEncryptRequest, WrappedKey,
-};
+use crate::service::{KeyMetadata, WrappedKey};
 use crate::trusted_file;
+use crate::wrapping::WrappingService;
 
 /// Magic and version: a later version has another last byte.
 const PREFIX: &[u8; 8] = b"SEALP11\x01";
@@ -82,6 +81,12 @@ impl Pkcs11Kms {
             Ok(KeyUri::Pkcs11(uri)) => Token::log_in(&self.config, attempt, uri),
             _ => Err(attempt.fail(KmsErrorKind::InvalidRequest, "not a key in a token")),
         }
+    }
+}
+
+impl WrappingService for Pkcs11Kms {
+    fn describe(&self, attempt: Attempt<'_>) -> Result<KeyMetadata, KmsError> {
+        self.token(attempt)?.describe()
     }
 
     fn wrap(
@@ -137,49 +142,6 @@ impl Pkcs11Kms {
             Ok::<_, DataKeyError>(())
         });
         locked.map_err(|error| attempt.misconfigured(&error))
-    }
-}
-
-impl Kms for Pkcs11Kms {
-    fn describe_key(&self, key: &str) -> Result<KeyMetadata, KmsError> {
-        self.token(Attempt { operation: "DescribeKey", key })?.describe()
-    }
-
-    fn generate_data_key_without_plaintext(
-        &self,
-        key: &str,
-        context: &EncryptionContext,
-    ) -> Result<WrappedKey, KmsError> {
-        let attempt = Attempt { operation: "GenerateDataKeyWithoutPlaintext", key };
-        let data_key = data_key::generate().map_err(|error| attempt.misconfigured(&error))?;
-        self.wrap(attempt, &data_key, context)
-    }
-
-    fn decrypt(&self, request: &DecryptRequest<'_>) -> Result<DataKey, KmsError> {
-        self.unwrap(Attempt { operation: "Decrypt", key: request.key }, request.wrapped, request.context)
-    }
-
-    fn encrypt(
-        &self,
-        key: &str,
-        data_key: &DataKey,
-        context: &EncryptionContext,
-    ) -> Result<WrappedKey, KmsError> {
-        self.wrap(Attempt { operation: "Encrypt", key }, data_key, context)
-    }
-
-    fn re_encrypt(&self, request: &ReEncryptRequest<'_>) -> Result<WrappedKey, KmsError> {
-        let attempt = Attempt { operation: "Decrypt", key: request.from_key };
-        let data_key = self.unwrap(attempt, request.wrapped, request.from_context)?;
-        self.encrypt(request.to_key, &data_key, request.to_context)
-    }
-
-    fn create_grant(&self, request: &GrantRequest) -> Result<Grant, KmsError> {
-        Err(Attempt { operation: "CreateGrant", key: &request.key }.no_grants())
-    }
-
-    fn retire_grant(&self, key: &str, _grant: &GrantId) -> Result<(), KmsError> {
-        Err(Attempt { operation: "RetireGrant", key }.no_grants())
     }
 }
 
