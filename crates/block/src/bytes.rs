@@ -38,8 +38,8 @@ struct Core<L> {
     extents: RefCell<Vec<Extent>>,
 }
 
-/// How much is zeroed under one hold of its range: what has to be written of it takes a fraction of a second.
-const ZERO_PIECE_BYTES: u64 = 64 << 20;
+/// How much is zeroed or discarded under one hold of its range: what has to be written of it takes a fraction of a second.
+const PIECE_BYTES: u64 = 64 << 20;
 
 /// An extent of nothing.
 const NOTHING: Extent = Extent { count: 0, allocation: Allocation { hole: false, zero: false } };
@@ -192,8 +192,8 @@ impl<L: BlockLane> ByteLane<L> {
                 Ok(())
             };
         }
-        let _held = core.ranges.plain(whole.clone()).await;
-        core.lane.discard(sectors(&whole), durability).await
+        let discard = async |piece, durability| core.lane.discard(piece, durability).await;
+        core.in_pieces(whole, durability, discard).await
     }
 
     /// As [`BlockLane::flush`].
@@ -337,30 +337,41 @@ impl<L: BlockLane> Core<L> {
         Ok(())
     }
 
-    /// Zeroes whole units. Where zeros have to be written this takes long, and others that write odd ranges in there wait:
-    /// for a piece, not for all of it.
-    async fn zero_whole(
+    /// Does `work` on whole units, piece by piece. Where zeros have to be written it takes long, and others that write odd
+    /// ranges in there wait: for a piece, not for all of it.
+    async fn in_pieces(
         &self,
         whole: Range<u64>,
-        mode: ZeroMode,
         durability: Durability,
+        work: impl AsyncFn(SectorRange, Durability) -> Result<(), BlockError>,
     ) -> Result<(), BlockError> {
-        if whole.end - whole.start <= ZERO_PIECE_BYTES {
+        if whole.end - whole.start <= PIECE_BYTES {
             let _held = self.ranges.plain(whole.clone()).await;
-            return self.lane.zero(sectors(&whole), mode, durability).await;
+            return work(sectors(&whole), durability).await;
         }
         let mut start = whole.start;
         while start < whole.end {
-            let piece = start..whole.end.min(start + ZERO_PIECE_BYTES);
+            // Where blocks of whatever is below begin, too.
+            let piece = start..whole.end.min((start / PIECE_BYTES + 1) * PIECE_BYTES);
             start = piece.end;
             let _held = self.ranges.plain(piece.clone()).await;
-            self.lane.zero(sectors(&piece), mode, Durability::Volatile).await?;
+            work(sectors(&piece), Durability::Volatile).await?;
         }
         match durability {
             Durability::Volatile => Ok(()),
             // Once for all pieces.
             Durability::Durable => self.lane.flush().await,
         }
+    }
+
+    async fn zero_whole(
+        &self,
+        whole: Range<u64>,
+        mode: ZeroMode,
+        durability: Durability,
+    ) -> Result<(), BlockError> {
+        let zero = async |piece, durability| self.lane.zero(piece, mode, durability).await;
+        self.in_pieces(whole, durability, zero).await
     }
 
     /// Zeroes bytes of one unit.

@@ -217,12 +217,14 @@ fn a105_replies_to_fast_requests_are_sent_while_slow_ones_wait() {
 }
 
 #[test]
-fn a_client_that_zeroes_everything_for_long_does_not_hold_up_what_others_write() {
+fn a_client_that_zeroes_or_trims_everything_for_long_does_not_hold_up_what_others_write() {
     const PIECE: u64 = 64 << 20;
     let gate = Gate::default();
     let memory = MemoryDevice::new(4 * PIECE / 512);
     let device = ByteDevice::new(GatedDevice { memory, gate: gate.clone() });
-    for (offset, length) in [(0, 4 * PIECE), (1, 4 * PIECE - 2), (512, 4 * PIECE - 512)] {
+    let whole =
+        [(6, 0, 4 * PIECE), (6, 1, 4 * PIECE - 2), (6, 512, 4 * PIECE - 512), (4, 513, 4 * PIECE - 513)];
+    for (command, offset, length) in whole {
         let (mut zeroing, _session) = transmitting(&device);
         let (mut other, _other_session) = transmitting(&device);
         other.write(4 * PIECE - 900, &[9; 900]).expect("a reply").expect("written");
@@ -230,7 +232,7 @@ fn a_client_that_zeroes_everything_for_long_does_not_hold_up_what_others_write()
         let (arrived, flushed) = (gate.arrivals(), gate.flushes());
         gate.close_from(PIECE / 512);
         let length = u32::try_from(length).expect("below 4 GiB");
-        let header = RequestHeader { command: 6, flags: 1, cookie: 3, offset, length };
+        let header = RequestHeader { command, flags: 1, cookie: 3, offset, length };
         zeroing.send_request(header, &[]).expect("sent");
         gate.wait_for_arrivals(arrived + 2);
         // Whole units, and not whole ones.
