@@ -186,6 +186,55 @@ fn a_spool_that_fails_breaks_the_snapshot_and_no_write() {
 }
 
 #[test]
+fn a_spool_without_room_gives_back_what_it_has_before_the_write_goes_on() {
+    let store = FaultDevice::new(blank_map(SECTORS));
+    rig::run(async {
+        let device = open(MemoryDevice::new(SECTORS), store, SECTORS, None).await.expect("opens");
+        kept(&device, TestSource::default(), Background::Idle, async {
+            let lane = device.open_lane().expect("lane");
+            for block in 0..3 {
+                rig::write(&lane, block * BLOCK_SECTORS, &[1; 512]).await;
+            }
+            let spool = FaultDevice::new(spool());
+            spool.add(Fault { operation: Operation::Write, nth: Some(3), effect: Effect::NoSpace });
+            let snapshot = device.begin_snapshot(spool.clone(), None).await.expect("begins");
+            let reader = snapshot.open_reader().expect("a reader");
+            let (mut known, own) = (Vec::with_capacity(1), spool.open_lane().expect("lane"));
+            let all = SectorRange { start: Lba(0), count: SECTORS };
+            for block in 0..2 {
+                rig::write(&lane, block * BLOCK_SECTORS, &[2; 512]).await;
+            }
+            own.extents(all, &mut known).await.expect("told");
+            assert!(!known[0].allocation.zero, "two blocks are put aside");
+            let gate = Arc::new(Semaphore::new(0));
+            let effect = Effect::WaitFor(Arc::clone(&gate));
+            spool.add(Fault { operation: Operation::Zero, nth: Some(1), effect });
+            let write = async {
+                rig::write(&lane, 2 * BLOCK_SECTORS, &[2; 512]).await;
+                known.clear();
+                own.extents(all, &mut known).await.expect("told");
+                assert!(known[0].allocation.zero && known[0].count == SECTORS, "{known:?}");
+            };
+            let open_the_gate = async {
+                while reader.read(0, Buffer::new(BLOCK_BYTES)).await.0.is_ok() {
+                    tokio::task::yield_now().await;
+                }
+                // It is lost, and not emptied: a write that did not wait for that would be through by now.
+                for _ in 0..100 {
+                    tokio::task::yield_now().await;
+                }
+                gate.add_permits(1);
+            };
+            tokio::join!(write, open_the_gate);
+            let (result, _) = reader.read(1, Buffer::new(BLOCK_BYTES)).await;
+            result.expect_err("what was put aside is lost too");
+            assert_eq!(rig::read(&lane, 2 * BLOCK_SECTORS, 1).await, [2; 512]);
+        })
+        .await;
+    });
+}
+
+#[test]
 fn a_snapshot_begins_between_the_writes_on_their_way_and_those_after() {
     let data = FaultDevice::new(MemoryDevice::new(SECTORS));
     rig::run(async {

@@ -4,7 +4,7 @@
 //! A block is **unsaved** while the snapshot still wants its old content from the device. The first write that
 //! meets an unsaved block has the keeper copy it into the spool, waits for that, and goes on; so do all others
 //! that meet it meanwhile. If the copy fails, the snapshot is broken and the write goes on: a snapshot can be
-//! made again.
+//! made again. What was put aside is given back first: the store may have had no room for it, and needs that for the write.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -112,9 +112,14 @@ impl Freeze {
 
     /// The old content is lost; writes go on.
     pub(crate) fn break_off(&self, trouble: Trouble) {
+        self.lose(trouble);
+        self.finish();
+    }
+
+    /// The old content is lost; writes that wait for it to be saved wait still.
+    pub(crate) fn lose(&self, trouble: Trouble) {
         // The first reason is the one to tell.
         let _ = self.broken.set(trouble);
-        self.finish();
     }
 
     /// Nobody wants the old content of `block` any more.

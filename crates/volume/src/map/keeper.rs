@@ -15,7 +15,9 @@ use std::rc::Rc;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use sealblk_block::{BlockDevice, BlockError, BlockLane, Buffer, Durability, Extent, SECTOR_BYTES, ZeroMode};
+use sealblk_block::{
+    BlockDevice, BlockError, BlockLane, Buffer, Durability, Extent, Lba, SECTOR_BYTES, SectorRange, ZeroMode,
+};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Mutex, Notify, Semaphore};
 use tokio::task::JoinSet;
@@ -342,9 +344,21 @@ impl<D: BlockDevice, S: BlockDevice, F: BlockFetch> Keeper<D, S, F> {
     /// Copies a block into the spool, if the snapshot still wants it.
     async fn put_aside(self: Rc<Self>, freeze: Arc<Freeze>, block: u64) {
         let _permit = self.saves.acquire().await.expect("it is never closed");
-        let outcome =
-            if freeze.wants(block..block + 1) { self.copy_aside(&freeze, block).await } else { Ok(()) };
+        let wanted = freeze.wants(block..block + 1) && freeze.broken().is_none();
+        let outcome = if wanted { self.copy_aside(&freeze, block).await } else { Ok(()) };
+        if let Err(trouble) = &outcome {
+            // In this order: who reads what was put aside looks afterwards whether it was lost.
+            freeze.lose(trouble.clone());
+            self.empty_spool(&freeze).await;
+        }
         freeze.end_save(block, outcome);
+    }
+
+    /// Gives back the space of a spool whose snapshot is lost, as far as that works.
+    async fn empty_spool(&self, freeze: &Arc<Freeze>) {
+        let Ok(spool) = self.spool_lane(freeze) else { return };
+        let all = SectorRange { start: Lba(0), count: self.of.map.sectors() };
+        let _ = spool.zero(all, ZeroMode::MayUnmap, Durability::Volatile).await;
     }
 
     async fn copy_aside(&self, freeze: &Arc<Freeze>, block: u64) -> Result<(), Trouble> {

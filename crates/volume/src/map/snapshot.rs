@@ -284,6 +284,10 @@ impl<D: BlockLane, S: BlockLane> FrozenReader<D, S> {
         }
         if self.freeze.is_spooled(block) {
             (result, buffer) = self.spool.read(range.start, buffer).await;
+            // And after that one: of a snapshot that is lost the spool is emptied.
+            if let Some(trouble) = self.freeze.broken() {
+                return (Err(lost(trouble)), buffer);
+            }
         }
         (result, buffer)
     }
