@@ -9,9 +9,9 @@ use std::process::{Child, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use support::snapshots::{BLOCK, objects, snapshot_bytes};
+use support::hanging::{HeldRecords, has_spool, spool, wait_until};
+use support::snapshots::{BLOCK, snapshot_bytes};
 use support::{Attachment, Client, LoopDevice, MIB, Nbdkit, Pool, foreign, noise, run, wait_within};
 
 const OLD: u64 = 4 * MIB;
@@ -255,39 +255,21 @@ fn a_block_device_that_is_too_small_or_holds_something_is_refused_and_one_that_h
     }
 }
 
-/// A `snapshot create` that is in progress, and stopped there.
-fn stopped_in_the_middle(pool: &Pool, volume: &str, attachment: Option<&Attachment>) -> Child {
-    for _ in 0..10 {
-        let mut command = pool.command(&["--quiet", "snapshot", "create", volume]);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the binary starts");
-        let before = objects(pool, "blocks").len();
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while objects(pool, "blocks").len() == before {
-            assert!(Instant::now() < deadline, "it does not begin");
-        }
-        kill_process(Pid::from_child(&child), Signal::STOP).expect("it was not waited for");
-        let listed = pool.json(&["snapshot", "list"]);
-        if listed["Snapshots"].as_array().expect("a list").iter().any(|each| each["State"] == "pending") {
-            return child;
-        }
-        // It was done before it was stopped. The next one has as much to do if all is written again.
-        finished(child);
-        match attachment {
-            Some(attachment) => fill(attachment),
-            None => {
-                let attachment = pool.attach(volume, &[]);
-                fill(&attachment);
-                attachment.terminate();
-            }
-        }
-    }
-    panic!("no snapshot was ever caught in the middle");
+/// A `snapshot create` that has frozen the volume, and gets no further until what is returned with it is dropped.
+fn held_in_the_middle(pool: &Pool, volume: &str, attachment: Option<&Attachment>) -> (Child, HeldRecords) {
+    let held = HeldRecords::of(pool);
+    let mut command = pool.command(&["--quiet", "snapshot", "create", volume]);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the binary starts");
+    wait_until("the volume is frozen", || match attachment {
+        Some(attachment) => spool(attachment).is_some(),
+        None => has_spool(pool, volume),
+    });
+    (child, held)
 }
 
-/// Lets it go on; the snapshot.
+/// How it ends; the snapshot.
 #[track_caller]
 fn finished(mut child: Child) -> String {
-    kill_process(Pid::from_child(&child), Signal::CONT).expect("it was not waited for");
     let status = wait_within(&mut child, Duration::from_secs(120)).expect("it ends");
     assert!(status.success(), "{status}");
     let mut out = String::new();
@@ -311,6 +293,7 @@ fn while_a_snapshot_is_made_a_volume_does_not_grow_and_afterwards_it_does() {
     for attached in [true, false] {
         let pool = Pool::new();
         let volume = pool.create(&["--encrypted", "--size", "96MiB"]);
+        pool.run(&["snapshot", "create", &volume]).ok();
         let attachment = pool.attach(&volume, &[]);
         fill(&attachment);
         let attachment = if attached {
@@ -319,7 +302,7 @@ fn while_a_snapshot_is_made_a_volume_does_not_grow_and_afterwards_it_does() {
             attachment.terminate();
             None
         };
-        let child = stopped_in_the_middle(&pool, &volume, attachment.as_ref());
+        let (child, held) = held_in_the_middle(&pool, &volume, attachment.as_ref());
         let (before, stored) = (state(&pool, &volume), std::fs::read(pool.data(&volume)).expect("the data"));
         let modify = || pool.run(&["--output", "json", "volume", "modify", &volume, "--size", "128MiB"]);
         let refused = modify().refused(support::exit::WRONG_STATE);
@@ -332,6 +315,7 @@ fn while_a_snapshot_is_made_a_volume_does_not_grow_and_afterwards_it_does() {
             client.write(0, &noise(999, BLOCK)).expect("writes go on");
             client.flush().expect("a flush");
         }
+        drop(held);
         let snapshot = finished(child);
         assert!(snapshot_bytes(&pool, &snapshot) == stored, "it is of the instant when it began");
 

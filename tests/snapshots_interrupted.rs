@@ -5,13 +5,12 @@ mod support;
 
 use std::fs;
 use std::io::Read;
-use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use support::hanging::{HeldRecords, HungPage, leaf_page, wait_until};
+use support::hanging::{HeldRecords, HungPage, has_spool, leaf_page, spool, wait_until};
 use support::snapshots::{BLOCK, objects, snapshot_bytes};
 use support::{Attachment, Pool, STEPS, exit, killed_at, noise, wait_within};
 
@@ -139,14 +138,6 @@ fn kill(mut child: Child) {
     child.wait().expect("it ends");
 }
 
-/// The file that the serving process puts blocks aside in, which has no name any more.
-fn spool(attachment: &Attachment) -> Option<PathBuf> {
-    let files = fs::read_dir(format!("/proc/{}/fd", attachment.pid())).expect("its files");
-    files
-        .map(|file| file.expect("a file").path())
-        .find(|file| fs::read_link(file).is_ok_and(|to| to.to_string_lossy().ends_with(".cow (deleted)")))
-}
-
 #[test]
 fn a_snapshot_that_is_killed_at_any_step_is_gone_or_can_be_gone_on_with_or_deleted() {
     // Durable steps are those of many threads, each of which makes few; blocks are asked for by one.
@@ -183,9 +174,7 @@ fn a_snapshot_that_is_killed_at_any_step_is_gone_or_can_be_gone_on_with_or_delet
             scene.attachment = Some(scene.pool.attach(&scene.volume, &[]));
         }
         scene.detach();
-        let spools = fs::read_dir(scene.pool.volume_dir(&scene.volume)).expect("the volume's directory");
-        let is_spool = |name: &fs::DirEntry| name.file_name().to_string_lossy().ends_with(".cow");
-        assert_eq!(spools.flatten().filter(is_spool).count(), 0, "an attachment removes them at the latest");
+        assert!(!has_spool(&scene.pool, &scene.volume), "an attachment removes them at the latest");
     }
 }
 

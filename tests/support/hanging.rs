@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::attachment::Attachment;
 use super::pool::Pool;
 use super::process::{foreign, run};
 use super::snapshots::objects;
@@ -35,6 +36,20 @@ impl HeldRecords {
         lock.lock().expect("locked");
         Self { _lock: lock }
     }
+}
+
+/// The file that the serving process puts blocks aside in while a snapshot is made, which has no name any more.
+pub fn spool(attachment: &Attachment) -> Option<PathBuf> {
+    let files = fs::read_dir(format!("/proc/{}/fd", attachment.pid())).expect("its files");
+    files
+        .map(|file| file.expect("a file").path())
+        .find(|file| fs::read_link(file).is_ok_and(|to| to.to_string_lossy().ends_with(".cow (deleted)")))
+}
+
+/// Whether the process that makes a snapshot of a volume that nobody serves puts blocks aside; or was killed then.
+pub fn has_spool(pool: &Pool, volume: &str) -> bool {
+    let files = fs::read_dir(pool.volume_dir(volume)).expect("the volume's directory");
+    files.flatten().any(|file| file.file_name().to_string_lossy().ends_with(".cow"))
 }
 
 /// A page of a snapshot's index that is a pipe that nobody writes to: whoever builds upon the snapshot gets no further than
