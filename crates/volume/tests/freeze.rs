@@ -208,7 +208,7 @@ fn a_spool_without_room_gives_back_what_it_has_before_the_write_goes_on() {
             assert!(!known[0].allocation.zero, "two blocks are put aside");
             let gate = Arc::new(Semaphore::new(0));
             let effect = Effect::WaitFor(Arc::clone(&gate));
-            spool.add(Fault { operation: Operation::Zero, nth: Some(1), effect });
+            spool.add(Fault { operation: Operation::Discard, nth: Some(1), effect });
             let write = async {
                 rig::write(&lane, 2 * BLOCK_SECTORS, &[2; 512]).await;
                 known.clear();

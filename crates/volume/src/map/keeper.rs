@@ -358,7 +358,8 @@ impl<D: BlockDevice, S: BlockDevice, F: BlockFetch> Keeper<D, S, F> {
     async fn empty_spool(&self, freeze: &Arc<Freeze>) {
         let Ok(spool) = self.spool_lane(freeze) else { return };
         let all = SectorRange { start: Lba(0), count: self.of.map.sectors() };
-        let _ = spool.zero(all, ZeroMode::MayUnmap, Durability::Volatile).await;
+        // Where holes cannot be made, zeros are not written instead: they would take what is to be given back.
+        let _ = spool.discard(all, Durability::Volatile).await;
     }
 
     async fn copy_aside(&self, freeze: &Arc<Freeze>, block: u64) -> Result<(), Trouble> {
