@@ -113,6 +113,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     /// Receives a payload into all of `buffer`: first what is here already, the rest straight from the
     /// stream.
     pub(crate) async fn receive(&mut self, lane: &Shared, buffer: &mut [u8]) -> Result<(), End> {
+        self.inbox.expect_like(buffer.len());
         let mut filled = self.inbox.take_into(buffer);
         while filled < buffer.len() {
             let count = self
@@ -133,6 +134,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
     /// Receives a payload that nobody wants.
     pub(crate) async fn discard(&mut self, lane: &Shared, payload_bytes: u32) -> Result<(), End> {
         let mut left = usize::try_from(payload_bytes).expect("at most 32 MiB");
+        // It is not to be received elsewhere: the larger the gulps the better.
+        self.inbox.expect_like(0);
         loop {
             let here = left.min(self.inbox.unread().len());
             self.inbox.consume(here);
