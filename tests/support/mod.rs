@@ -23,7 +23,7 @@ pub use attachment::Attachment;
 pub use certificates::certificates;
 pub use client::Client;
 pub use key::{data_key, data_key_hex, grants, key_store};
-pub use killing::{STEPS, killed_at};
+pub use killing::{STEPS, killed_at, killed_at_path};
 pub use loop_device::LoopDevice;
 pub use memory::{in_memory, readable_memory};
 pub use nbdkit::Nbdkit;

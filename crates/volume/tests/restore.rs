@@ -231,6 +231,34 @@ fn readers_and_writers_of_a_block_that_is_being_fetched_wait_for_one_fetch() {
 }
 
 #[test]
+fn an_attempt_that_began_before_a_request_is_not_that_requests_failure() {
+    let (device, _, _) = restoring();
+    let source = source();
+    source.held.borrow_mut().insert(1);
+    source.unreachable.set(true);
+    run_kept(&device, source.clone(), async {
+        let lane = device.open_lane().expect("lane");
+        let first = async {
+            let (result, _) = lane.read(Lba(BLOCK_SECTORS), rig::buffer(&[0; 512])).await;
+            source.unreachable.set(false);
+            result
+        };
+        let later = async {
+            while source.fetched.borrow().is_empty() {
+                tokio::task::yield_now().await;
+            }
+            let read = rig::read(&lane, BLOCK_SECTORS, 8);
+            let release = async { source.held.borrow_mut().clear() };
+            tokio::join!(biased; read, release).0
+        };
+        let (first, later) = tokio::join!(first, later);
+        first.expect_err("it was out of reach");
+        assert_eq!(later, source.block(1)[..8 * 512]);
+        assert_eq!(*source.fetched.borrow(), [1, 1]);
+    });
+}
+
+#[test]
 fn without_a_keeper_nobody_waits() {
     let (device, _, _) = restoring();
     run_kept(&device, source(), async {});

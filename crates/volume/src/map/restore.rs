@@ -122,17 +122,26 @@ impl Restore {
     }
 
     /// Returns once `block` is here. If nobody is at it, the keeper is told to bring it.
+    ///
+    /// An error is that of an attempt that began after this call: what was wrong before it may have been put right.
     pub(crate) async fn need(&self, block: u64) -> Result<(), Trouble> {
+        let mut began_before = true;
         while self.is_missing(block) {
             match self.take_turn(block, false) {
                 Turn::Here => {}
                 Turn::Mine => {
+                    began_before = false;
                     if !self.desk.put(Work::Bring(block)) {
                         self.end_claim(block, false, Err(Trouble::unkept()));
                         return Err(Trouble::unkept());
                     }
                 }
-                Turn::Theirs(claim) => claim.wait().await?,
+                Turn::Theirs(claim) => {
+                    let outcome = claim.wait().await;
+                    if !std::mem::take(&mut began_before) {
+                        outcome?;
+                    }
+                }
             }
         }
         Ok(())
