@@ -8,7 +8,10 @@
 //! The private key stays in rustls's own memory, which is ordinary memory: it opens connections, no data at rest.
 //! There is no pre-shared-key mode, because rustls has none.
 
+mod handshake;
 mod names;
+mod protection;
+mod received;
 mod stream;
 
 use std::io;
@@ -160,6 +163,8 @@ fn load(directory: &Path, clients: &TlsClients) -> Result<Loaded, TlsError> {
     let mut config = builder.with_single_cert(chain, key).map_err(unusable)?;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
+    // For `protection`, which goes on where the handshake ends.
+    config.enable_secret_extraction = true;
     Ok(Loaded { config: Arc::new(config), stamps })
 }
 

@@ -22,4 +22,5 @@ mod structured;
 mod support;
 mod tls;
 mod tls_options;
+mod tls_records;
 mod transmission;

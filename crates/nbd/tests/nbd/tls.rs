@@ -19,21 +19,21 @@ use crate::numbers::{
 use crate::running::{Running, run_inside};
 use crate::support::{NAME, SIZE};
 
-type Inside = NbdClient<StreamOwned<ClientConnection, TcpStream>>;
+pub(crate) type Inside = NbdClient<StreamOwned<ClientConnection, TcpStream>>;
 
 /// A server with TLS, and everybody's certificates.
-struct Rig {
-    authority: Authority,
+pub(crate) struct Rig {
+    pub(crate) authority: Authority,
     directory: tempfile::TempDir,
-    server: Running,
+    pub(crate) server: Running,
 }
 
 impl Rig {
-    fn new(clients: TlsClients) -> Self {
+    pub(crate) fn new(clients: TlsClients) -> Self {
         Self::within(clients, Limits::default())
     }
 
-    fn within(clients: TlsClients, limits: Limits) -> Self {
+    pub(crate) fn within(clients: TlsClients, limits: Limits) -> Self {
         let authority = Authority::new("an authority");
         let directory = tempfile::tempdir().expect("a directory");
         authority.equip(directory.path(), &authority.issue("server", &["localhost"]));
@@ -43,7 +43,7 @@ impl Rig {
     }
 
     /// A client that may go on with TLS: its stream, with nothing read ahead.
-    fn upgrading(&self) -> TcpStream {
+    pub(crate) fn upgrading(&self) -> TcpStream {
         let mut client = self.server.tcp();
         client.greet(MODERN).expect("the greeting");
         let replies = client.option(STARTTLS, &[]).expect("an answer");
@@ -52,11 +52,11 @@ impl Rig {
     }
 
     /// A client inside TLS, unless the handshake fails for either side.
-    fn enter(&self, config: Arc<ClientConfig>) -> io::Result<Inside> {
+    pub(crate) fn enter(&self, config: Arc<ClientConfig>) -> io::Result<Inside> {
         handshake(self.upgrading(), config)
     }
 
-    fn any_version(&self, identity: Option<&Identity>) -> Arc<ClientConfig> {
+    pub(crate) fn any_version(&self, identity: Option<&Identity>) -> Arc<ClientConfig> {
         self.authority.client(identity, &[&TLS13, &TLS12])
     }
 }
@@ -74,7 +74,7 @@ fn handshake(stream: TcpStream, config: Arc<ClientConfig>) -> io::Result<Inside>
     Ok(inside)
 }
 
-fn go(client: &mut Inside) {
+pub(crate) fn go(client: &mut Inside) {
     let replies = client.option(GO, &go_data(b"", &[])).expect("an answer");
     assert_eq!(replies.last().expect("an answer").kind, ACK);
 }
