@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::net::sockopt::set_socket_linger;
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use sealblk_testkit::nbd_client::{MODERN, NbdClient, RequestHeader, go_data, option_bytes};
+use support::hanging::wait_until;
 use support::{Attachment, Pool, foreign, run};
 
 /// Longer than anything here takes.
@@ -213,6 +214,7 @@ fn a106_without_file_descriptors_it_waits_and_does_not_spin() {
     prlimit(Some(pid), Resource::Nofile, Rlimit { current: Some(limit), maximum: Some(limit) })
         .expect("a limit");
     let crowd: Vec<TcpStream> = (0..40).map(|_| connect(&attachment)).collect();
+    wait_until("a client is not accepted", || attachment.log().contains("could not be accepted"));
     let before = ticks(&attachment);
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(2) {

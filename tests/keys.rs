@@ -335,12 +335,12 @@ fn a_key_service_that_does_not_answer_is_no_loss_and_holds_up_neither_detach_nor
     {
         let started = Instant::now();
         pool.run(command).ok();
-        assert!(started.elapsed() < Duration::from_secs(10), "{command:?} took {:?}", started.elapsed());
+        assert!(started.elapsed() < PATIENCE, "{command:?} took {:?}", started.elapsed());
     }
     drop(client);
     let started = Instant::now();
     attachment.terminate();
-    assert!(started.elapsed() < Duration::from_secs(20), "the end took {:?}", started.elapsed());
+    assert!(started.elapsed() < PATIENCE, "the end took {:?}", started.elapsed());
     let refusal = pool.run(&["volume", "attach", &volume]).refused(exit::UNREACHABLE);
     for part in [volume.as_str(), &key, "Decrypt"] {
         assert!(refusal.contains(part), "{part} in {refusal}");

@@ -59,7 +59,10 @@ fn misbehaving(pool: &Pool, action: &str) -> String {
 #[test]
 fn a_program_that_hangs_dies_or_writes_another_number_of_bytes_is_an_error_that_names_it() {
     let pool = Pool::new();
-    pool.run(&["kms", "configure", "patience", "--timeout", "2", "--deadline", "0"]).ok();
+    let patience = |seconds| {
+        pool.run(&["kms", "configure", "patience", "--timeout", seconds, "--deadline", "0"]).ok();
+    };
+    patience("60");
     let path = misbehaving(&pool, "true");
     let key = format!("exec:{path}?key=k");
     let volume = pool.create(&["--encrypted", "--size", "1MiB", "--kms-key-id", &key]);
@@ -89,11 +92,13 @@ fn a_program_that_hangs_dies_or_writes_another_number_of_bytes_is_an_error_that_
         ("head -c 70000 /dev/zero".to_owned(), exit::FAILED, "wrote more than 64 KiB"),
     ] {
         misbehaving(&pool, &action);
+        // Only of what does not end it matters.
+        patience(if code == exit::UNREACHABLE && wanted.contains("1600 ms") { "2" } else { "60" });
         let started = Instant::now();
         let refusal = pool.run(&["volume", "attach", &volume]).refused(code);
         assert!(refusal.contains(wanted) && refusal.contains(&path), "{action}: {refusal}");
         assert!(!refusal.contains("SECRET") && !refusal.contains('\u{1b}'), "{action}: {refusal}");
-        assert!(started.elapsed() < Duration::from_secs(20), "{action}");
+        assert!(started.elapsed() < Duration::from_secs(60), "{action}");
     }
 }
 

@@ -6,19 +6,19 @@ mod support;
 use std::fs;
 
 use serde_json::Value;
-use support::restoring::{BLOCK, complete, content, filled, from_snapshot, image, new_key, refused};
-use support::{Attachment, Pool, Snapshots, exit, foreign, noise, run};
+use support::hanging::wait_until;
+use support::restoring::{
+    BLOCK, MissingBlock, complete, content, filled, from_snapshot, image, new_key, refused, snapshotted,
+};
+use support::{Attachment, Pool, Snapshots, exit, noise};
 
 #[test]
 fn a_block_that_cannot_be_read_is_an_error_for_what_needs_it_and_is_named() {
-    let pool = Pool::new();
-    let image = image(90);
-    let first = filled(&pool, &["--encrypted"], &image);
+    let (pool, image, snapshot) = snapshotted(90);
     let snapshots = Snapshots::of(&pool);
-    let snapshot = snapshots.create(&first);
-    let (gone, damaged) = (snapshots.block_file(&snapshot, 5), snapshots.block_file(&snapshot, 6));
-    let (whole, aside) = (fs::read(&damaged).expect("a block"), pool.root().join("aside"));
-    fs::rename(&gone, &aside).expect("moved");
+    let gone = MissingBlock::of(&snapshots, &snapshot, 5);
+    let damaged = snapshots.block_file(&snapshot, 6);
+    let whole = fs::read(&damaged).expect("a block");
     fs::write(&damaged, noise(1, BLOCK)).expect("written");
 
     let second = from_snapshot(&pool, &snapshot, &[]);
@@ -40,7 +40,7 @@ fn a_block_that_cannot_be_read_is_an_error_for_what_needs_it_and_is_named() {
     let log = fs::read_to_string(pool.root().join(format!("{second}.log"))).expect("the log");
     assert!(log.contains("block 5: ") && !log.contains("block 7: "), "{log}");
 
-    fs::rename(&aside, &gone).expect("moved back");
+    gone.put_back();
     fs::write(&damaged, whole).expect("as it was");
     complete(&pool, &second);
     let mut image = image;
@@ -89,9 +89,7 @@ fn what_clients_write_while_it_is_restored_stays_whatever_is_killed() {
         let volume = from_snapshot(&pool, snapshot, args);
         let mut model = image.clone();
         // Some blocks do not come before the end.
-        let held = [7, 15].map(|block| snapshots.block_file(snapshot, block));
-        let aside = |file: &std::path::Path| file.with_extension("aside");
-        held.iter().for_each(|file| fs::rename(file, aside(file)).expect("moved"));
+        let held = [7, 15].map(|block| MissingBlock::of(&snapshots, snapshot, block));
         for round in 0..3 {
             let attachment = pool.attach(&volume, &[]);
             // The last megabyte and a half is what is held back.
@@ -99,7 +97,7 @@ fn what_clients_write_while_it_is_restored_stays_whatever_is_killed() {
             attachment.kill();
         }
         assert!(snapshots.holders(snapshot) == [&*volume]);
-        held.iter().for_each(|file| fs::rename(aside(file), file).expect("moved back"));
+        held.into_iter().for_each(MissingBlock::put_back);
         let attachment = pool.attach(&volume, &[]);
         exercise(&attachment, &mut model, 50 + case as u64, 60);
         attachment.terminate();
@@ -112,11 +110,8 @@ fn what_clients_write_while_it_is_restored_stays_whatever_is_killed() {
 
 #[test]
 fn a_snapshot_that_is_deleted_stays_until_its_volumes_are_restored_or_deleted() {
-    let pool = Pool::new();
-    let image = image(140);
-    let first = filled(&pool, &["--encrypted"], &image);
+    let (pool, image, snapshot) = snapshotted(140);
     let snapshots = Snapshots::of(&pool);
-    let snapshot = snapshots.create(&first);
     let volumes = [(); 3].map(|()| from_snapshot(&pool, &snapshot, &[]));
     snapshots.delete(&snapshot);
     assert_eq!(
@@ -151,10 +146,7 @@ fn a_restored_volume_says_so_while_it_is_attached_and_lets_the_old_key_go() {
     let listed = pool.run(&["volume", "list"]).ok();
     assert!(listed.contains("available, 0% restored"), "{listed}");
     let attachment = pool.attach(&volume, &[]);
-    while !attachment.log().contains("is not needed any more") {
-        assert!(std::fs::exists(attachment.socket()).expect("known"), "{}", attachment.log());
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    wait_until("it is restored", || attachment.log().contains("is not needed any more"));
     assert_eq!(pool.describe(&volume)["Restoring"], Value::Null);
     assert!(snapshots.holders(&snapshot).is_empty());
     assert!(support::key_store(&pool).list_grants(&old).expect("the grants").is_empty());
@@ -176,28 +168,34 @@ fn helper_of(server: u32) -> Option<u32> {
     pids.into_iter().find(is_helper)
 }
 
+/// The same as soon as there is one.
+#[track_caller]
+fn wait_for_helper(server: u32) -> u32 {
+    let mut helper = None;
+    wait_until("a helper runs", || {
+        helper = helper_of(server);
+        helper.is_some()
+    });
+    helper.expect("waited for")
+}
+
 #[test]
 fn a_helper_that_dies_is_started_again() {
-    let pool = Pool::new();
-    let image = image(160);
-    let first = filled(&pool, &["--encrypted"], &image);
-    let snapshots = Snapshots::of(&pool);
-    let snapshot = snapshots.create(&first);
-    let held = snapshots.block_file(&snapshot, 7);
-    let aside = held.with_extension("aside");
-    fs::rename(&held, &aside).expect("moved");
+    let (pool, image, snapshot) = snapshotted(160);
+    let held = MissingBlock::of(&Snapshots::of(&pool), &snapshot, 7);
     let volume = from_snapshot(&pool, &snapshot, &[]);
     let attachment = pool.attach(&volume, &[]);
     let mut client = attachment.client();
     assert!(client.read(0, BLOCK).expect("read") == image[..BLOCK]);
     for _ in 0..3 {
-        let helper = helper_of(attachment.pid()).expect("a block is missing still");
+        // A block is missing still, so there is one, or will be.
+        let helper = wait_for_helper(attachment.pid());
         let pid = rustix::process::Pid::from_raw(i32::try_from(helper).expect("a pid")).expect("a pid");
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
         // Another helper says that the block cannot be read.
         client.read(7 * BLOCK as u64, 512).expect_err("not to be had");
     }
-    fs::rename(&aside, &held).expect("moved back");
+    held.put_back();
     assert!(client.read(7 * BLOCK as u64, BLOCK).expect("read") == image[7 * BLOCK..][..BLOCK]);
     drop(client);
     let server = attachment.pid();
@@ -208,23 +206,13 @@ fn a_helper_that_dies_is_started_again() {
 
 #[test]
 fn waiting_for_all_blocks_can_be_stopped_and_gone_on_with() {
-    let pool = Pool::new();
-    let image = image(190);
-    let first = filled(&pool, &["--encrypted"], &image);
+    let (pool, image, snapshot) = snapshotted(190);
     let snapshots = Snapshots::of(&pool);
-    let snapshot = snapshots.create(&first);
-    // A repository that hangs: its block is a pipe that nobody writes to.
-    let held = snapshots.block_file(&snapshot, 7);
-    let aside = held.with_extension("aside");
-    fs::rename(&held, &aside).expect("moved");
-    run(foreign("mkfifo").arg(&held)).ok();
+    let held = MissingBlock::hanging(&snapshots, &snapshot, 7);
     let mut command = pool.command(&["volume", "create", "--snapshot-id", &snapshot, "--no-lazy"]);
     let mut child = command.stderr(std::process::Stdio::piped()).spawn().expect("it starts");
-    while fs::read_dir(pool.path().join("volumes")).expect("listed").count() < 3
-        || helper_of(child.id()).is_none()
-    {
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    // By then the volume is there, and an interrupt is awaited.
+    wait_for_helper(child.id());
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("told");
     let status = support::wait_within(&mut child, std::time::Duration::from_secs(60)).expect("it ends");
@@ -234,8 +222,7 @@ fn waiting_for_all_blocks_can_be_stopped_and_gone_on_with() {
     let holders = snapshots.holders(&snapshot);
     let [volume] = &holders[..] else { panic!("one volume: {holders:?}") };
     assert!(said.contains(volume.as_str()), "{said}");
-    fs::remove_file(&held).expect("removed");
-    fs::rename(&aside, &held).expect("moved back");
+    held.put_back();
     complete(&pool, volume);
     assert!(content(&pool, volume, image.len()) == image);
 }

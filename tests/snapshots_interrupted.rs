@@ -16,6 +16,8 @@ use support::{Attachment, Pool, STEPS, exit, killed_at, noise, wait_within};
 
 /// Nothing that is waited for takes longer on the slowest machine.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Seconds without progress after which a snapshot is given up: none that goes on is as slow as that.
+const STALL: &str = "10";
 /// Blocks that are written in each of the two leaves.
 const BLOCKS: usize = 6;
 
@@ -303,7 +305,7 @@ fn one_snapshot_of_a_volume_at_a_time() {
 
 #[test]
 fn a_stopped_snapshot_does_not_keep_a_volume_frozen_and_its_guest_loses_nothing() {
-    let mut scene = Scene::new("--encrypted", &["--snapshot-stall-timeout", "1"]);
+    let mut scene = Scene::new("--encrypted", &["--snapshot-stall-timeout", STALL]);
     let held = HeldRecords::of(&scene.pool);
     let child = begin(&scene.pool, &[&scene.volume]);
     let given_up = |attachment: &Attachment| attachment.log().contains("is not made any further");
@@ -333,7 +335,7 @@ fn a_stopped_snapshot_does_not_keep_a_volume_frozen_and_its_guest_loses_nothing(
 
 #[test]
 fn a_store_that_hangs_does_not_keep_a_volume_frozen() {
-    let mut scene = Scene::new("--no-encrypted", &["--snapshot-stall-timeout", "1"]);
+    let mut scene = Scene::new("--no-encrypted", &["--snapshot-stall-timeout", STALL]);
     let (child, id, hung) = scene.halfway();
     wait_until("the snapshot is given up", || scene.attachment().log().contains(&format!("--resume {id}")));
     wait_until("the spool is given back", || spool(scene.attachment()).is_none());

@@ -196,7 +196,7 @@ fn watch_shows_what_happens_while_it_happens_and_ends_with_the_attachment() {
     for line in lines.map_while(Result::ok) {
         let interval: Value = serde_json::from_str(&line).expect("one document a line");
         let seconds = interval["UptimeSeconds"].as_f64().expect("a time");
-        assert!((0.1..60.0).contains(&seconds), "{interval}");
+        assert!(seconds > 0.1, "{interval}");
         busy += u32::from(counts(&interval, "Read")[0] > 0 && counts(&interval, "Write")[0] > 0);
         if busy == 3 {
             break;

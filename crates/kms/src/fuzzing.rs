@@ -124,35 +124,9 @@ pub(crate) fn edited_base64(field: &mut serde_json::Value, edits: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use sealblk_testkit::fuzz_input::{corpus, many, seed};
 
     use super::*;
-
-    /// Runs `check` on every file of a target's corpus.
-    fn corpus(target: &str, check: fn(&[u8])) {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
-        let files: Vec<_> = std::fs::read_dir(&directory).expect("the corpus is there").collect();
-        assert!(files.len() >= 5, "{} has seeds", directory.display());
-        for file in files {
-            let path = file.expect("an entry").path();
-            let bytes = std::fs::read(&path).expect("a file of the corpus");
-            let checked = std::panic::catch_unwind(|| check(&bytes));
-            assert!(checked.is_ok(), "{}", path.display());
-        }
-    }
-
-    /// Runs `check` on inputs that are the same every time: what is new is found by `scripts/fuzz`.
-    fn many(check: fn(&[u8])) {
-        let mut state = 0x5ea1_b1c0_u64;
-        let mut byte = move || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            state.to_be_bytes()[0]
-        };
-        for length in (0..180).cycle().take(6000) {
-            let input: Vec<u8> = (0..length).map(|_| byte()).collect();
-            check(&input);
-        }
-    }
 
     #[test]
     fn the_corpus_of_wrapped_keys_keeps_the_promises() {
@@ -172,10 +146,6 @@ mod tests {
     /// So that the targets are not ones that only refuse.
     #[test]
     fn right_bytes_are_answered_and_bring_keys() {
-        let seed = |target: &str, name: &str| {
-            let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus");
-            std::fs::read(corpus.join(target).join(name)).expect("a seed")
-        };
         for call in ["describe", "generate", "decrypt", "re-encrypt", "retire", "with-passphrase", "across"] {
             assert!(helped(&seed("key_helper", &format!("request-{call}"))), "{call}");
         }
@@ -191,16 +161,16 @@ mod tests {
 
     #[test]
     fn any_bytes_open_nothing_that_was_not_wrapped() {
-        many(wrapped_keys);
+        many(180, wrapped_keys);
     }
 
     #[test]
     fn any_bytes_in_a_helpers_pipes_are_a_reply_or_an_error() {
-        many(key_helper);
+        many(180, key_helper);
     }
 
     #[test]
     fn any_bytes_of_a_key_service_are_a_key_or_an_error() {
-        many(key_services);
+        many(180, key_services);
     }
 }

@@ -1,5 +1,5 @@
-//! Key services that wrap and unwrap what they are given, and do no more: data keys are made here, a re-encryption is both, and
-//! of grants they know nothing. What that makes of the seam is said once.
+//! Key services that wrap and unwrap what they are given, and do little more: data keys are made here unless the service makes
+//! them, a re-encryption is both, and of grants they know nothing. What that makes of the seam is said once.
 
 use sealblk_keymem::DataKey;
 
@@ -15,6 +15,12 @@ use crate::service::{
 pub(crate) trait WrappingService {
     /// What is known of the key.
     fn describe(&self, attempt: Attempt<'_>) -> Result<KeyMetadata, KmsError>;
+
+    /// A new data key under the key, for `context` and no other.
+    fn generate(&self, attempt: Attempt<'_>, context: &EncryptionContext) -> Result<WrappedKey, KmsError> {
+        let data_key = data_key::generate().map_err(|error| attempt.misconfigured(&error))?;
+        self.wrap(attempt, &data_key, context)
+    }
 
     /// The data key under the key, for `context` and no other.
     fn wrap(
@@ -43,9 +49,7 @@ impl<S: WrappingService> Kms for S {
         key: &str,
         context: &EncryptionContext,
     ) -> Result<WrappedKey, KmsError> {
-        let attempt = Attempt { operation: "GenerateDataKeyWithoutPlaintext", key };
-        let data_key = data_key::generate().map_err(|error| attempt.misconfigured(&error))?;
-        self.wrap(attempt, &data_key, context)
+        self.generate(Attempt { operation: "GenerateDataKeyWithoutPlaintext", key }, context)
     }
 
     fn decrypt(&self, request: &DecryptRequest<'_>) -> Result<DataKey, KmsError> {

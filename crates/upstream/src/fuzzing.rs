@@ -184,33 +184,9 @@ fn error(size: u8) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use sealblk_testkit::fuzz_input::{corpus, many, seed};
 
     use super::*;
-
-    /// Runs `check` on every file of a target's corpus.
-    fn corpus(target: &str, check: fn(&[u8])) {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
-        let files: Vec<_> = std::fs::read_dir(&directory).expect("the corpus is there").collect();
-        assert!(files.len() >= 5, "{} has seeds", directory.display());
-        for file in files {
-            let path = file.expect("an entry").path();
-            check(&std::fs::read(&path).expect("a file of the corpus"));
-        }
-    }
-
-    /// Runs `check` on inputs that are the same every time: what is new is found by `scripts/fuzz`.
-    fn many(check: fn(&[u8])) {
-        let mut state = 0x5ea1_b1c0_u64;
-        let mut byte = move || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            state.to_be_bytes()[0]
-        };
-        for length in (0..120).cycle().take(6000) {
-            let input: Vec<u8> = (0..length).map(|_| byte()).collect();
-            check(&input);
-        }
-    }
 
     #[test]
     fn the_corpus_of_greetings_keeps_the_promises() {
@@ -226,9 +202,8 @@ mod tests {
     #[test]
     fn right_replies_answer_every_request() {
         for dialect in ["structured", "simple"] {
-            let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/server_replies");
             for name in ["all", "backwards"] {
-                let seed = std::fs::read(seeds.join(format!("{dialect}-{name}"))).expect("a seed");
+                let seed = seed("server_replies", &format!("{dialect}-{name}"));
                 assert_eq!(answered(&seed), 6, "{dialect}-{name}");
             }
         }
@@ -236,11 +211,11 @@ mod tests {
 
     #[test]
     fn any_replies_leave_each_request_answered_or_to_be_made_again() {
-        many(server_replies);
+        many(120, server_replies);
     }
 
     #[test]
     fn any_bytes_behind_a_greeting_end_in_an_export_or_an_error() {
-        many(|input| server_greeting(&[b"NBDMAGICIHAVEOPT\0\x03", input].concat()));
+        many(120, |input| server_greeting(&[b"NBDMAGICIHAVEOPT\0\x03", input].concat()));
     }
 }

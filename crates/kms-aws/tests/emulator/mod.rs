@@ -1,10 +1,12 @@
 //! Emulators of AWS KMS on loopback, and boto3 to do to keys what Sealblk does not. Which of them enforces what:
 //! moto knows contexts, grants and rotation, but decrypts under disabled keys; roto knows key states, but no grants.
 
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use sealblk_testkit::free_port;
 
 pub(crate) const REGION: &str = "eu-west-1";
 
@@ -75,10 +77,6 @@ impl Drop for Emulator {
         let _ = self.server.kill();
         let _ = self.server.wait();
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port()
 }
 
 /// A program of the Python environment; it is found from this package and from the whole repository's.

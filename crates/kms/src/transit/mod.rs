@@ -2,7 +2,8 @@
 //!
 //! Data keys are made by the server (`datakey/wrapped`) and unwrapped by it (`decrypt`). The encryption context goes along
 //! in its canonical form twice: as `associated_data`, which AEAD keys authenticate, and as `context`, from which a derived key
-//! is derived (others ignore it). The engine has no grants: the policy of the token is what allows a host to unwrap.
+//! is derived (others ignore it). The engine has no grants: the policy of the token is what allows a host to unwrap. Its own
+//! `rewrap` is of no use: it takes no associated data, so it could not keep the binding to the context.
 //!
 //! The server sends a data key as base64 in JSON. The buffers of this module that hold it are wiped; those of the TLS and
 //! HTTP libraries are not, which is one reason why this runs in a process that dies (design §4.8).
@@ -25,9 +26,8 @@ use crate::data_key::{DataKeyError, halves_differ};
 use crate::error::{KmsError, KmsErrorKind};
 use crate::key_uri::{KeyUri, TransitUri};
 use crate::providers::TransitLogin;
-use crate::service::{
-    DecryptRequest, Grant, GrantId, GrantRequest, KeyMetadata, KeyState, Kms, ReEncryptRequest, WrappedKey,
-};
+use crate::service::{KeyMetadata, KeyState, WrappedKey};
+use crate::wrapping::WrappingService;
 
 /// What every ciphertext of the engine starts with.
 const CIPHERTEXT_PREFIX: &str = "vault:v";
@@ -92,18 +92,13 @@ struct Plaintext<'a> {
     plaintext: &'a str,
 }
 
-impl Kms for TransitKms {
-    fn describe_key(&self, key: &str) -> Result<KeyMetadata, KmsError> {
-        let (session, uri) = self.begin(Attempt { operation: "DescribeKey", key })?;
+impl WrappingService for TransitKms {
+    fn describe(&self, attempt: Attempt<'_>) -> Result<KeyMetadata, KmsError> {
+        let (session, uri) = self.begin(attempt)?;
         describe(&session, &uri)
     }
 
-    fn generate_data_key_without_plaintext(
-        &self,
-        key: &str,
-        context: &EncryptionContext,
-    ) -> Result<WrappedKey, KmsError> {
-        let attempt = Attempt { operation: "GenerateDataKeyWithoutPlaintext", key };
+    fn generate(&self, attempt: Attempt<'_>, context: &EncryptionContext) -> Result<WrappedKey, KmsError> {
         let (session, uri) = self.begin(attempt)?;
         let mut body = Body::with_context(context);
         body.number("bits", DATA_KEY_BYTES * 8);
@@ -111,23 +106,12 @@ impl Kms for TransitKms {
         wrapped(attempt, reply.data::<Ciphertext>()?)
     }
 
-    fn decrypt(&self, request: &DecryptRequest<'_>) -> Result<DataKey, KmsError> {
-        let attempt = Attempt { operation: "Decrypt", key: request.key };
-        let ciphertext = ciphertext(attempt, request.wrapped)?;
-        let (session, uri) = self.begin(attempt)?;
-        let mut body = Body::with_context(request.context);
-        body.text("ciphertext", ciphertext);
-        let reply = session.post(&uri.path("decrypt"), &body)?;
-        data_key(attempt, reply.data::<Plaintext<'_>>()?.plaintext)
-    }
-
-    fn encrypt(
+    fn wrap(
         &self,
-        key: &str,
+        attempt: Attempt<'_>,
         data_key: &DataKey,
         context: &EncryptionContext,
     ) -> Result<WrappedKey, KmsError> {
-        let attempt = Attempt { operation: "Encrypt", key };
         let (session, uri) = self.begin(attempt)?;
         // The engine makes a key that is not there, if the token may: a name with a slip in it would become a key.
         describe(&session, &uri)?;
@@ -140,19 +124,18 @@ impl Kms for TransitKms {
         wrapped(attempt, reply.data::<Ciphertext>()?)
     }
 
-    /// The engine's own `rewrap` takes no associated data, so it could not keep the binding to the context.
-    fn re_encrypt(&self, request: &ReEncryptRequest<'_>) -> Result<WrappedKey, KmsError> {
-        let (wrapped, key, context) = (request.wrapped, request.from_key, request.from_context);
-        let data_key = self.decrypt(&DecryptRequest { wrapped, key, context, grant: None })?;
-        self.encrypt(request.to_key, &data_key, request.to_context)
-    }
-
-    fn create_grant(&self, request: &GrantRequest) -> Result<Grant, KmsError> {
-        Err(Attempt { operation: "CreateGrant", key: &request.key }.no_grants())
-    }
-
-    fn retire_grant(&self, key: &str, _grant: &GrantId) -> Result<(), KmsError> {
-        Err(Attempt { operation: "RetireGrant", key }.no_grants())
+    fn unwrap(
+        &self,
+        attempt: Attempt<'_>,
+        wrapped: &WrappedKey,
+        context: &EncryptionContext,
+    ) -> Result<DataKey, KmsError> {
+        let ciphertext = ciphertext(attempt, wrapped)?;
+        let (session, uri) = self.begin(attempt)?;
+        let mut body = Body::with_context(context);
+        body.text("ciphertext", ciphertext);
+        let reply = session.post(&uri.path("decrypt"), &body)?;
+        data_key(attempt, reply.data::<Plaintext<'_>>()?.plaintext)
     }
 }
 

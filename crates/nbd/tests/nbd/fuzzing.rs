@@ -1,28 +1,11 @@
 //! What the fuzz targets check (`fuzz/`), on the stable toolchain and with every run of the tests: the corpus, which
 //! holds what once went wrong, and bytes from proptest.
 
-use std::path::Path;
-
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
+use sealblk_testkit::fuzz_input::corpus;
 
 use crate::harness;
-
-/// Runs `check` on every file of a target's corpus.
-fn corpus(target: &str, check: fn(&[u8])) {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
-    let mut files: Vec<_> = std::fs::read_dir(&dir)
-        .expect("the corpus is there")
-        .map(|entry| entry.expect("an entry").path())
-        .collect();
-    files.sort();
-    assert!(files.len() >= 5, "{} has seeds", dir.display());
-    for file in files {
-        let bytes = std::fs::read(&file).expect("a file of the corpus");
-        let checked = std::panic::catch_unwind(|| check(&bytes));
-        assert!(checked.is_ok(), "{}", file.display());
-    }
-}
 
 #[test]
 fn the_corpus_of_options_keeps_the_promises() {

@@ -4,12 +4,13 @@
 #![allow(dead_code, reason = "no test file uses all of it")]
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use sealblk_snapshot::{Location, StoreOptions};
+use sealblk_testkit::free_port;
 
 pub(crate) const BUCKET: &str = "snapshots";
 const ACCESS: &str = "test-access";
@@ -35,7 +36,7 @@ impl Seaweed {
                 "actions": ["Read", "Write", "List"]}}]}}"#
         );
         std::fs::write(directory.path().join("s3.json"), identity).expect("written");
-        let ports = free_ports();
+        let ports = [(); 8].map(|()| free_port());
         let child = run(directory.path(), &ports);
         let mut server = Self { directory, ports, child };
         server.wait_until_ready();
@@ -124,12 +125,6 @@ impl Drop for Seaweed {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Eight ports that were free a moment ago.
-fn free_ports() -> [u16; 8] {
-    let listeners = [(); 8].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port"));
-    listeners.map(|listener| listener.local_addr().expect("bound").port())
 }
 
 fn weed() -> PathBuf {

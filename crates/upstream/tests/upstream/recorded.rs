@@ -10,7 +10,7 @@ use std::time::Duration;
 use sealblk_block::{BlockDevice, BlockLane, Buffer, Durability, Lba, MemoryDevice, SectorRange, ZeroMode};
 use sealblk_upstream::{UpstreamDevice, UpstreamLane, UpstreamOptions};
 
-use crate::fake::Fake;
+use crate::fake::{Fake, hasty};
 use crate::rig::{OurServer, filled, run, uri};
 
 /// What a real server says, and how much it had heard before.
@@ -123,7 +123,9 @@ fn try_places(change: Change, step: usize) -> (usize, usize) {
             std::thread::spawn(move || {
                 while let Some(place) = places.get(next.fetch_add(1, Ordering::SeqCst)) {
                     let fake = play(&recording, *place, change);
-                    let Ok(device) = fake.open() else { continue };
+                    // Some of these servers say no more, and may be given up at any time.
+                    let options = UpstreamOptions { handshake: Duration::from_millis(300), ..hasty() };
+                    let Ok(device) = fake.open_within(&options) else { continue };
                     run(async {
                         let Ok(lane) = device.open_lane() else { return };
                         if work(&lane).await {
