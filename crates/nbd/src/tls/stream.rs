@@ -234,7 +234,7 @@ impl Unsent {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
     use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
@@ -243,11 +243,8 @@ mod tests {
 
     use super::*;
 
-    /// Both ends of a connection whose pipe holds `pipe_bytes`.
-    async fn connected(
-        version: &'static SupportedProtocolVersion,
-        pipe_bytes: usize,
-    ) -> (TlsStream<DuplexStream>, client::TlsStream<DuplexStream>) {
+    /// How both sides speak this version, and no other.
+    pub(crate) fn configs(version: &'static SupportedProtocolVersion) -> (ServerConfig, ClientConfig) {
         let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(own.signing_key.serialize_der()));
@@ -258,6 +255,7 @@ mod tests {
             .with_single_cert(vec![own.cert.der().clone()], key)
             .expect("a certificate and its key");
         server.enable_secret_extraction = true;
+        server.send_tls13_tickets = 0;
         let mut roots = RootCertStore::empty();
         roots.add(own.cert.der().clone()).expect("its own authority");
         let client = ClientConfig::builder_with_provider(provider)
@@ -265,6 +263,15 @@ mod tests {
             .expect("this version")
             .with_root_certificates(roots)
             .with_no_client_auth();
+        (server, client)
+    }
+
+    /// Both ends of a connection whose pipe holds `pipe_bytes`.
+    async fn connected(
+        version: &'static SupportedProtocolVersion,
+        pipe_bytes: usize,
+    ) -> (TlsStream<DuplexStream>, client::TlsStream<DuplexStream>) {
+        let (server, client) = configs(version);
         let (ours, theirs) = tokio::io::duplex(pipe_bytes);
         let name = "localhost".try_into().expect("a name");
         let connector = TlsConnector::from(Arc::new(client));
