@@ -2,16 +2,26 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{Ipv4Addr, TcpListener};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Below what the kernel gives to those who ask for any port (32768 and more), and above what services have.
 const FIRST: u16 = 10_000;
 const COUNT: u16 = 20_000;
 
-/// A TCP port of the loopback address that nobody listens at. It stays free: no connection and no listener that asks the kernel
-/// for a port is given it, as one could be that the kernel itself named; and of those who call this, hardly two draw the same.
+/// The next one's number: each process begins elsewhere.
+static NEXT: LazyLock<AtomicU32> = LazyLock::new(|| {
+    let random = RandomState::new().hash_one(std::process::id()) % u64::from(COUNT);
+    AtomicU32::new(random.try_into().expect("below 20,000"))
+});
+
+/// A TCP port of the loopback address that nobody listens at. It stays free until it is used: no connection and no listener that
+/// asks the kernel for a port is given it, and this process is told none twice.
 pub fn free_port() -> u16 {
-    let draw = || u16::try_from(RandomState::new().hash_one(std::process::id()) % u64::from(COUNT));
-    let mut drawn = std::iter::repeat_with(|| FIRST + draw().expect("below 20,000"));
+    let draw = || {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed) % u32::from(COUNT);
+        FIRST + u16::try_from(number).expect("below 20,000")
+    };
     let free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
-    drawn.by_ref().take(1000).find(free).expect("one of a thousand ports is free")
+    std::iter::repeat_with(draw).take(1000).find(free).expect("one of a thousand ports is free")
 }
