@@ -21,6 +21,9 @@ use rustls::{
 /// on, and the receiver's own is to follow or not.
 const UPDATE_NOT_REQUESTED: [u8; 5] = [24, 0, 0, 1, 0];
 const UPDATE_REQUESTED: [u8; 5] = [24, 0, 0, 1, 1];
+/// Levels of alerts (RFC 8446, section 6).
+const WARNING: u8 = 1;
+const FATAL: u8 = 2;
 /// How often a client may renew its key, or warn, without sending anything between.
 const MOST_IN_A_ROW: u32 = 32;
 
@@ -106,14 +109,12 @@ impl Protection {
 
     /// Our goodbye.
     pub(super) fn seal_goodbye(&mut self) -> Result<Vec<u8>, Error> {
-        const WARNING: u8 = 1;
         let alert = [WARNING, AlertDescription::CloseNotify.into()];
         self.seal(ContentType::Alert, (&alert[..]).into())
     }
 
     /// Why the connection ends; `None` if the client has said so itself.
     pub(super) fn seal_failure(&mut self, error: &Error) -> Option<Vec<u8>> {
-        const FATAL: u8 = 2;
         let description = match error {
             Error::AlertReceived(_) => return None,
             Error::DecryptError => AlertDescription::BadRecordMac,
@@ -159,7 +160,6 @@ impl Protection {
     }
 
     fn alert(&mut self, alert: &[u8]) -> Result<Opened, Error> {
-        const WARNING: u8 = 1;
         let &[level, description] = alert else {
             return Err(InvalidMessage::UnexpectedMessage("an alert of two bytes").into());
         };

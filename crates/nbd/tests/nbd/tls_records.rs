@@ -36,6 +36,16 @@ fn round_trip(client: &mut Inside, length: usize) {
     assert_eq!(client.read(1, length as u32).expect("a reply").expect("data"), data);
 }
 
+/// A record with a request to read one byte, not sent yet.
+fn sealed_request(client: &mut Inside) -> Vec<u8> {
+    let request = RequestHeader { length: 1, ..RequestHeader::default() }.to_bytes();
+    let connection = &mut client.stream().conn;
+    connection.writer().write_all(&request).expect("taken");
+    let mut record = Vec::new();
+    connection.write_tls(&mut record).expect("a record");
+    record
+}
+
 /// The alert that comes when `bytes` are sent as they are.
 fn alert(client: &mut Inside, bytes: &[u8]) -> String {
     client.stream().sock.write_all(bytes).expect("sent");
@@ -136,11 +146,7 @@ fn a_record_that_was_seen_before_is_refused() {
     let rig = Rig::new(TlsClients::Any);
     let mut client = rig.enter(rig.any_version(None)).expect("let in");
     go(&mut client);
-    let request = RequestHeader { length: 1, ..RequestHeader::default() }.to_bytes();
-    client.stream().conn.writer().write_all(&request).expect("taken");
-    let mut record = Vec::new();
-    client.stream().conn.write_tls(&mut record).expect("a record");
-    client.send(&[]).expect("nothing");
+    let record = sealed_request(&mut client);
     client.stream().sock.write_all(&record).expect("sent");
     assert_eq!(client.reply().expect("a reply").1, 0);
     client.receive(1).expect("data");
@@ -154,10 +160,7 @@ fn a_record_may_end_with_the_connection_at_any_byte() {
     for cut in 0..50 {
         let mut client = rig.enter(rig.any_version(None)).expect("let in");
         go(&mut client);
-        let request = RequestHeader { length: 1, ..RequestHeader::default() }.to_bytes();
-        client.stream().conn.writer().write_all(&request).expect("taken");
-        let mut record = Vec::new();
-        client.stream().conn.write_tls(&mut record).expect("a record");
+        let record = sealed_request(&mut client);
         client.stream().sock.write_all(&record[..cut]).expect("sent");
         client.stream().sock.shutdown(std::net::Shutdown::Write).expect("shut");
         assert_eq!(client.receive_rest().expect("a goodbye"), b"");
@@ -171,27 +174,21 @@ fn changed_handshake(rig: &Rig, change: &mut dyn FnMut(&mut Vec<u8>)) -> io::Res
     let mut stream = rig.upgrading();
     let name = "localhost".try_into().expect("a name");
     let mut client = ClientConnection::new(rig.any_version(None), name).expect("a connection");
-    while client.is_handshaking() {
+    loop {
         while client.wants_write() {
             let mut bytes = Vec::new();
             client.write_tls(&mut bytes)?;
             change(&mut bytes);
             stream.write_all(&bytes)?;
         }
-        if client.is_handshaking() {
-            if client.read_tls(&mut stream)? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            client.process_new_packets().map_err(io::Error::other)?;
+        if !client.is_handshaking() {
+            return Ok(());
         }
+        if client.read_tls(&mut stream)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        client.process_new_packets().map_err(io::Error::other)?;
     }
-    while client.wants_write() {
-        let mut bytes = Vec::new();
-        client.write_tls(&mut bytes)?;
-        change(&mut bytes);
-        stream.write_all(&bytes)?;
-    }
-    Ok(())
 }
 
 #[test]
