@@ -48,6 +48,16 @@ fn flags(aside: bool) -> squeue::Flags {
 }
 
 impl Work {
+    /// Whether it goes to the disk when the kernel gets it, and at the pace that the disk likes. What a thread of the
+    /// kernel's copies does not.
+    pub(super) fn is_paced(self) -> bool {
+        match self {
+            Self::Read { aside, .. } => !aside,
+            Self::Write { manner, .. } => manner != Manner::Aside,
+            Self::Sync | Self::Allocate { .. } => false,
+        }
+    }
+
     /// Whether its failure may be the failure of a sync.
     pub(super) fn syncs(self) -> bool {
         matches!(self, Self::Sync | Self::Write { manner: Manner::Durable, .. })
